@@ -1,0 +1,351 @@
+"""What an attack is, how it is called, and what it hands back."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.guard import guarded, untouched
+from ..engine.memory import Pace
+from ..engine.packing import finest
+from ..engine.probe import Door, Probe
+from ..engine.randomness import Noise, identities
+from ..engine.scores import Everything
+from ..perturb.goals import Climb, Goal, Leave, Loss, Reach, as_logits
+from ..perturb.norms import Norm, norm_of
+from ..perturb.region import Region
+
+
+class ZeroGradientWarning(UserWarning):
+    """The gradient is zero where an attack starts, so it has nowhere to go: that is no robustness."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best point of each row [N, D], its margin (> 0: the goal is reached) and size [N]."""
+
+    z: Tensor
+    margin: Tensor
+    size: Tensor
+
+    @classmethod
+    def nothing(cls, z: Tensor) -> "Found":
+        """``z``, not found to be good for anything yet."""
+        return cls(z, torch.full_like(z[:, 0], -torch.inf), torch.full_like(z[:, 0], torch.inf))
+
+    @property
+    def success(self) -> Tensor:
+        return self.margin > 0
+
+    def at(self, rows: Tensor) -> "Found":
+        return Found(self.z[rows], self.margin[rows], self.size[rows])
+
+    def where(self, win: Tensor, other: "Found") -> "Found":
+        """``other`` in the rows that win."""
+        return Found(
+            torch.where(win[:, None], other.z, self.z),
+            torch.where(win, other.margin, self.margin),
+            torch.where(win, other.size, self.size),
+        )
+
+    def stronger(self, other: "Found") -> "Found":
+        """The point with the larger margin, row by row."""
+        return self.where(other.margin > self.margin, other)
+
+    def smaller(self, other: "Found") -> "Found":
+        """The smaller of the points that reach the goal, row by row."""
+        return self.where(other.success & (~self.success | (other.size < self.size)), other)
+
+    def put(self, rows: Tensor, part: "Found") -> "Found":
+        """With ``part`` in some of the rows."""
+        return Found(
+            self.z.index_copy(0, rows, part.z),
+            self.margin.index_copy(0, rows, part.margin),
+            self.size.index_copy(0, rows, part.size),
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttackResult:
+    """What an attack found, example by example.
+
+    Attributes:
+        adversarial: in the form, shapes and dtypes of the inputs. Examples that reached the goal before are
+            returned unchanged; where nothing was found, the best try is.
+        success: whether the returned tensors reach the goal, asked of the model once more [B].
+        distance: how far they are from the inputs in the attack's norm [B].
+        margin: by how much the goal is reached (below 0: missed) [B].
+        forwards, backwards: how often each example went through the model [B].
+    """
+
+    adversarial: Any
+    success: Tensor
+    distance: Tensor
+    margin: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    def __repr__(self) -> str:
+        n = len(self.success)
+        if not n:
+            return "AttackResult(no examples)"
+        share = self.success.double().mean()
+        near = self.distance[self.success]
+        told = f", median distance {near.median():.4g}" if len(near) else ""
+        return (
+            f"AttackResult({int(self.success.sum())} of {n} reached the goal ({share:.1%}){told}; "
+            f"{self.forwards.double().mean():.1f} forwards and {self.backwards.double().mean():.1f} backwards each)"
+        )
+
+
+class Attack(ABC):
+    """Looks in a region for points where a goal is reached.
+
+    ``attack(x, y)`` gives the adversarial tensors, ``attack.run(x, y)`` the whole :class:`AttackResult`.
+
+    Args:
+        forward_func: the model, any callable that returns class scores [B, K] (logits or probabilities).
+        loss_func: what is climbed: ``"ce"`` (cross-entropy, default), ``"margin"``, ``"dlr"``, or a function
+            (outputs [N, ...], labels [N]) -> [N].
+        lower_bound, upper_bound: the box of allowed inputs; numbers, or tensors that broadcast to the inputs.
+        bounds: the same as a pair, ``(0, 1)``.
+        norm: ``"L0"``, ``"L1"``, ``"L2"``, ``"Linf"`` or a :class:`robustx.perturb.Norm`. It measures all tensors of an
+            example together.
+        eps: the budget in input units (a count of elements for L0); a number, or one per example [B].
+        seed: random draws are functions of it and of each example's content, never of a global generator.
+        batch_size: most rows in one pass; None fills the memory budget.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        loss_func: str | Loss | None = None,
+        lower_bound: float | Tensor = -torch.inf,
+        upper_bound: float | Tensor = torch.inf,
+        *,
+        bounds: tuple[float | Tensor, float | Tensor] | None = None,
+        norm: str | float | Norm = "Linf",
+        eps: float | Tensor | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        if not callable(forward_func):
+            raise TypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
+        if bounds is not None:
+            if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+                raise ValueError(f"bounds must be a pair (lowest, highest), such as (0, 1), got {bounds!r}")
+            lower_bound, upper_bound = bounds
+        self.forward_func = forward_func
+        self.loss_func = "ce" if loss_func is None else loss_func
+        self.lower_bound, self.upper_bound = lower_bound, upper_bound
+        self.norm = norm_of(norm)
+        self.eps, self.seed, self.batch_size = eps, seed, batch_size
+
+    @abstractmethod
+    def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        """The best points found for the examples ``rows`` [N]; region and noise have their N rows."""
+
+    def __call__(self, x: Any, y: Any = None, **options: Any) -> Any:
+        """``run(x, y, ...).adversarial``."""
+        return self.run(x, y, **options).adversarial
+
+    @guarded
+    def run(
+        self,
+        x: Any,
+        y: Tensor | int | None = None,
+        targeted: bool = False,
+        *,
+        eps: float | Tensor | None = None,
+        goal: Goal | None = None,
+        mask: Any = None,
+        additional_forward_args: Any = None,
+        additional_forward_kwargs: dict[str, Any] | None = None,
+    ) -> AttackResult:
+        """Attacks every example; those that reach the goal already are left alone.
+
+        Args:
+            x: a tensor [B, ...], or a tuple or dict of tensors, inside the bounds.
+            y: true classes [B], or target classes if ``targeted``; None takes the model's own answers.
+            targeted: reach class y instead of leaving it.
+            eps: overrides the constructor's budget; a number, or one per example [B].
+            goal: any other goal, instead of y.
+            mask: where inputs may change (non-zero), broadcastable to them.
+            additional_forward_args, additional_forward_kwargs: passed on to the model.
+
+        Raises:
+            ValueError: a budget that is negative or NaN, inputs outside the bounds, labels that are no classes of
+                the model, a model in train mode, NaN or infinite inputs or outputs.
+        """
+        door = Door.open(x)
+        further = () if additional_forward_args is None else additional_forward_args
+        f = door.probe(
+            self.forward_func,
+            Everything(),
+            args=further if isinstance(further, tuple) else (further,),
+            kwargs=additional_forward_kwargs or {},
+            pace=Pace(self.batch_size),
+        )
+        f = f.to(of=goal or self._goal(f, y, targeted))
+        region = self._region(f, self.eps if eps is None else eps, mask)
+        margin = f.score
+        left = (~(margin > 0)).nonzero().squeeze(1)
+        best = Found(region.centre, margin, torch.zeros_like(margin))
+        if len(left):
+            noise = Noise(self.seed, type(self).__name__, identities(region.centre))
+            found = self.search(f.to(strict=False), region.at(left), left, noise.at(left))
+            best = best.put(left, Found(found.z, found.margin.to(margin), found.size.to(margin)))
+        held = region.settle(best.z, f.packing)
+        best = self._verified(f, region, held, margin)
+        assert f.meter is not None
+        return AttackResult(
+            door.out(held),
+            best.success,
+            best.size,
+            best.margin,
+            f.meter.forward.clone(),
+            f.meter.backward.clone(),
+        )
+
+    def _verified(self, f: Probe, region: Region, held: tuple[Tensor, ...], before: Tensor) -> Found:
+        """What the returned tensors really do; those that did not move did not change."""
+        z = f.packing.pack(held)
+        moved = (z != region.centre).any(1).nonzero().squeeze(1)
+        margin = before.clone()
+        if len(moved):
+            margin[moved] = f.to(strict=False).value(z[moved], moved)
+        return Found(z, margin, region.size(z))
+
+    def _goal(self, f: Probe, y: Any, targeted: bool) -> Goal:
+        if y is None:
+            if targeted:
+                raise ValueError("targeted=True needs y, the classes to be reached")
+            y = as_logits(f.score, f.everyone).argmax(1)
+        return (Reach if targeted else Leave)(labels(y, f), self.loss_func)
+
+    def _region(self, f: Probe, eps: float | Tensor | None, mask: Any = None) -> Region:
+        if eps is None:
+            raise ValueError(f"eps is missing: give {type(self).__name__}(..., eps=...) or run(..., eps=...)")
+        low, high = (
+            packed(v, f, name) for v, name in ((self.lower_bound, "lower_bound"), (self.upper_bound, "upper_bound"))
+        )
+        if not (low <= high).all():
+            raise ValueError(f"bounds must be (lowest, highest), got ({self.lower_bound}, {self.upper_bound})")
+        if self.norm.unit and not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+            raise ValueError(
+                f"norm {self.norm} needs finite bounds, got ({self.lower_bound}, {self.upper_bound}): without them "
+                "one element could go anywhere; use bounds=(0, 1) or those of your data"
+            )
+        outside = ((f.point < low) | (f.point > high)).any(1)
+        if outside.any():
+            worst = f.point[outside][0]
+            raise ValueError(
+                f"x must lie inside the bounds, but example {int(outside.nonzero()[0])} spans {worst.min():.4g} to "
+                f"{worst.max():.4g}; scale the inputs, or give the bounds of your data"
+            )
+        free = None if mask is None else packed(mask, f, "mask").expand(f.point.shape) != 0
+        return Region(f.point, self.norm, per_row(eps, f, "eps"), low, high, free)
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{k}={v}" for k, v in vars(self).items() if k != "forward_func" and not callable(v))
+        model = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
+        return f"{type(self).__name__}({model}, {told})"
+
+
+class Perturbation(Attack):
+    """An attack that also speaks Captum: ``perturb`` moves every example as far as it goes, fooled or not."""
+
+    def _perturb(
+        self,
+        inputs: Any,
+        radius: float | Tensor,
+        target: Any,
+        further: Any,
+        targeted: bool,
+        mask: Any,
+        search: Callable[[Probe, Region, Tensor, Noise], Found],
+    ) -> Any:
+        with untouched(self.forward_func):
+            door = Door.open(inputs)
+            args = () if further is None else further if isinstance(further, tuple) else (further,)
+            f = door.probe(self.forward_func, Everything(), args=args, pace=Pace(self.batch_size))
+            if callable(self.loss_func):
+                goal: Goal = Climb(self.loss_func, target, -1.0 if targeted else 1.0)
+            else:
+                goal = self._goal(f, target, targeted)
+            f = f.to(of=goal)
+            region = self._region(f, radius, mask)
+            noise = Noise(self.seed, type(self).__name__, identities(region.centre))
+            found = search(f, region, f.everyone, noise)
+            return door.out(region.settle(found.z, f.packing))
+
+
+def labels(y: Any, f: Probe) -> Tensor:
+    """One class per example [B], as int64 on the device of the inputs.
+
+    Raises:
+        ValueError: not whole numbers, or not one (or B) of them.
+    """
+    if isinstance(y, tuple) or (isinstance(y, list) and y and isinstance(y[0], tuple)):
+        raise ValueError(f"y must hold one class per example, got {y!r}; for positions in larger outputs give a goal")
+    y = torch.as_tensor(y, device=f.device)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"y must hold classes as integers, got {y.dtype}; use y.long() (or argmax for one-hot rows)")
+    if y.numel() not in (1, f.examples) or y.ndim > 1:
+        raise ValueError(f"y must be one class or one per example [{f.examples}], got shape {tuple(y.shape)}")
+    return y.long().reshape(-1).expand(f.examples)
+
+
+def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:
+    """A budget as one number per example [B].
+
+    Raises:
+        ValueError: a wrong shape, NaN, or below zero.
+    """
+    t = torch.as_tensor(value, dtype=finest(f.point[:0]).dtype, device=f.device).to(f.point.dtype)
+    if t.numel() not in (1, f.examples) or t.ndim > 1:
+        raise ValueError(
+            f"{name} must be one number or one per example [{f.examples}], got shape {tuple(t.shape)}; "
+            f"use torch.full(({f.examples},), {name}) for the same everywhere"
+        )
+    if not (t >= 0).all():
+        raise ValueError(
+            f"{name} must not be negative or NaN, got {t[~(t >= 0)].flatten()[0]:g}; 0 leaves inputs alone"
+        )
+    return t.reshape(-1).expand(f.examples)
+
+
+def packed(value: Any, f: Probe, name: str) -> Tensor:
+    """A number, or tensors that broadcast to the inputs, packed like them: [1, 1], or [1 or B, D].
+
+    Raises:
+        ValueError: they do not broadcast.
+    """
+    if not isinstance(value, Tensor | tuple | list | dict):
+        return torch.as_tensor(float(value), dtype=f.point.dtype, device=f.device).reshape(1, 1)
+    parts = tuple(value.values()) if isinstance(value, dict) else value
+    parts = parts if isinstance(parts, tuple | list) else (parts,) * len(f.inputs)
+    try:
+        full = [torch.as_tensor(p).to(t).expand(t.shape) for p, t in zip(parts, f.inputs, strict=True)]
+    except (RuntimeError, ValueError):
+        shapes = [tuple(torch.as_tensor(p).shape) for p in parts]
+        raise ValueError(
+            f"{name} of shape {shapes} does not broadcast to the inputs {[tuple(t.shape) for t in f.inputs]}"
+        ) from None
+    return f.packing.pack(full)
+
+
+def warn_if_flat(g: Tensor) -> None:
+    """Warns if gradients [N, D] are zero."""
+    flat = int((g == 0).all(1).sum())
+    if flat:
+        warnings.warn(
+            f"the gradient is exactly zero for {flat} of {len(g)} examples: their loss is saturated or the model rounds, "
+            "which hides weaknesses rather than removing them; try loss_func='margin' or an attack without gradients",
+            ZeroGradientWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,297 @@
+"""Searches for the least: the smallest budget of an attack, the smallest argument of any perturbation."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.guard import guarded
+from ..engine.memory import Pace
+from ..engine.probe import Door, Probe
+from ..engine.randomness import Noise
+from ..engine.scores import Everything
+from ..perturb.region import Region
+from .base import Found, labels
+from .gradient import PGD, pgd
+
+Search = Callable[[Region, Tensor, Tensor | None], Found]
+"""(region, rows, start points) -> the best points of these rows."""
+
+
+def bisect(search: Search, f: Probe, region: Region, rows: Tensor, rounds: int) -> Found:
+    """The smallest radius at which a search still succeeds, row by row, and the point found there.
+
+    Halves the interval between the largest radius that failed and the smallest size that succeeded; each trial starts
+    from the best point so far, drawn into the smaller region. Rows whose interval is closed leave.
+    """
+    best = search(region, rows, None)
+    best = best.smaller(shrunk(f, region, rows, best))
+    low = torch.zeros_like(region.radius)
+    for _ in range(rounds):
+        high = best.size
+        left = (best.success & (high - low > torch.clamp(1e-4 * high, min=region.norm.unit))).nonzero().squeeze(1)
+        if not len(left):
+            break
+        middle = (low + high)[left] / 2
+        near = region.at(left).to(radius=middle)
+        found = search(near, rows[left], near.project(best.z[left]))
+        found = found.smaller(shrunk(f, near, rows[left], found))
+        low[left] = torch.where(found.success, low[left], middle)
+        best = best.put(left, best.at(left).smaller(found))
+    return best
+
+
+def shrunk(f: Probe, region: Region, rows: Tensor, found: Found, rounds: int = 8) -> Found:
+    """Each point that succeeded, moved straight back towards the centre as far as it still succeeds; values only."""
+    left = found.success.nonzero().squeeze(1)
+    if not len(left) or region.norm.unit:  # a count does not shrink along a line
+        return found
+    region = region.at(left)
+    home, away, best = region.centre, found.z[left], found.at(left)
+    low, high = torch.zeros_like(best.size), torch.ones_like(best.size)
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        z = torch.lerp(home, away, middle[:, None])
+        trial = Found(z, f.value(z, rows[left]), region.size(z))
+        high = torch.where(trial.success, middle, high)
+        low = torch.where(trial.success, low, middle)
+        best = best.smaller(trial)
+    return found.put(left, best)
+
+
+class Bisection(PGD):
+    """The smallest perturbation that PGD finds: its budget is bisected, example by example, all at once.
+
+    ``eps`` is the largest budget that is tried; examples that resist it come back without success and with the
+    strongest point found there. The distances are upper bounds on the true ones.
+
+    Args:
+        rounds: halvings of the interval (each at most one run of PGD).
+
+    Further arguments as for :class:`PGD`.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> _ = model.load_state_dict({"weight": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "bias": torch.zeros(2)})
+    >>> x = torch.tensor([[0.8, 0.2]])
+    >>> result = Bisection(model, "margin", bounds=(0, 1), norm="Linf", eps=1.0).run(x, torch.tensor([0]))
+    >>> round(float(result.distance), 3)
+    0.3
+    """
+
+    def __init__(self, *args: Any, rounds: int = 12, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.rounds = rounds
+
+    def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        place = torch.full_like(f.everyone, -1).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
+
+        def attempt(near: Region, some: Tensor, start: Tensor | None) -> Found:
+            found = super(Bisection, self).search(f, near, some, noise.at(place[some]))
+            if start is None or bool(found.success.all()):
+                return found
+            left = (~found.success).nonzero().squeeze(1)
+            warm = pgd(
+                f,
+                near.at(left),
+                some[left],
+                self.steps,
+                self._length(f, near.at(left), some[left]),
+                start[left],
+            )
+            return found.put(left, found.at(left).stronger(warm))
+
+        return bisect(attempt, f, region, rows, self.rounds)
+
+
+class MinParamPerturbation:
+    """The smallest value of one argument of any perturbation at which the model goes wrong, example by example.
+
+    Captum's constructor and call. Captum looks for one value at which some example of the batch goes wrong; here each
+    example has its own search, and all are searched together: one attack and one forward pass for each value
+    that some example still has to try.
+
+    Args:
+        forward_func: the model.
+        attack: a function (inputs, **{arg_name: value}, **attack_kwargs) -> perturbed inputs.
+        arg_name: the argument that is searched over.
+        arg_min, arg_max, arg_step: its values: arg_min + k * arg_step, below arg_max.
+        mode: ``"linear"`` tries them in order; ``"binary"`` bisects, which assumes that larger is stronger.
+        num_attempts: tries for each value, for attacks that draw at random.
+        preproc_fn: applied to inputs before the model sees them.
+        apply_before_preproc: attack the raw inputs instead of the preprocessed ones.
+        correct_fn: (output, target, **correct_fn_kwargs) -> whether the model is right: one boolean per row,
+            or one for the whole batch (then it is asked row by row). Default: the largest output is the target's.
+
+    >>> import torch
+    >>> from robustx.attacks import FGSM
+    >>> model = torch.nn.Linear(2, 2)
+    >>> _ = model.load_state_dict({"weight": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "bias": torch.zeros(2)})
+    >>> x = torch.tensor([[0.8, 0.2], [0.6, 0.5]])
+    >>> search = MinParamPerturbation(model, FGSM(model).perturb, "epsilon", 0.0, 1.0, 0.01, mode="binary")
+    >>> search.evaluate(x, target=torch.tensor([0, 0]), attack_kwargs={"target": torch.tensor([0, 0])})[1]
+    tensor([0.3100, 0.0600], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        attack: Callable[..., Any],
+        arg_name: str,
+        arg_min: float,
+        arg_max: float,
+        arg_step: float,
+        mode: str = "linear",
+        num_attempts: int = 1,
+        preproc_fn: Callable[..., Any] | None = None,
+        apply_before_preproc: bool = False,
+        correct_fn: Callable[..., Any] | None = None,
+    ) -> None:
+        if not (arg_step > 0 and arg_max > arg_min + arg_step):
+            raise ValueError(
+                f"arg_min, arg_max, arg_step must leave more than one value, got {arg_min}, {arg_max}, {arg_step}"
+            )
+        if str(mode).lower() not in ("linear", "binary"):
+            raise ValueError(f"mode must be 'linear' or 'binary', got {mode!r}")
+        if not isinstance(num_attempts, int) or num_attempts < 1:
+            raise ValueError(f"num_attempts must be a whole number of at least 1, got {num_attempts!r}")
+        self.forward_func, self.attack, self.arg_name = forward_func, attack, arg_name
+        self.arg_min, self.arg_max, self.arg_step = arg_min, arg_max, arg_step
+        self.mode, self.num_attempts = str(mode).lower(), num_attempts
+        self.preproc_fn, self.apply_before_preproc = preproc_fn, apply_before_preproc
+        self.correct_fn = correct_fn
+
+    @property
+    def values(self) -> list[float]:
+        """The values that are tried, ascending."""
+        count = math.ceil((self.arg_max - self.arg_min) / self.arg_step - 1e-9)
+        return [self.arg_min + k * self.arg_step for k in range(count)]
+
+    @guarded
+    def evaluate(
+        self,
+        inputs: Any,
+        additional_forward_args: Any = None,
+        target: Any = None,
+        perturbations_per_eval: int | None = None,
+        attack_kwargs: Mapping[str, Any] | None = None,
+        correct_fn_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, Any]:
+        """The perturbed inputs and the value that made each go wrong.
+
+        For one example as in Captum: (perturbed, value), or (None, None). For a batch: (inputs in their form, with the
+        examples that resisted unchanged; values [B] in float64, NaN for these).
+
+        Args:
+            inputs: a tensor [B, ...], a tuple of tensors, or one raw example of any type.
+            additional_forward_args, attack_kwargs, correct_fn_kwargs: passed on; tensors with B rows follow the examples.
+            target: classes, one or [B].
+            perturbations_per_eval: most rows in one forward pass, per example; None fills the memory budget.
+        """
+        raw = not (isinstance(inputs, Tensor) or (isinstance(inputs, tuple) and isinstance(inputs[0], Tensor)))
+        base = inputs if self.apply_before_preproc or self.preproc_fn is None else self.preproc_fn(inputs)
+        count = 1 if raw else len(inputs if isinstance(inputs, Tensor) else inputs[0])
+        further = () if additional_forward_args is None else additional_forward_args
+        further = further if isinstance(further, tuple) else (further,)
+        limit = None if perturbations_per_eval is None else perturbations_per_eval * max(count, 1)
+        best: list[tuple[float, Any] | None] = [None] * count
+
+        def wrong(rows: list[int], value: float) -> list[int]:
+            """Which of the rows go wrong at this value; keeps their perturbed inputs."""
+            gone: list[int] = []
+            for _ in range(self.num_attempts):
+                left = [r for r in rows if r not in gone]
+                if not left:
+                    break
+                moved = self.attack(
+                    _rows(base, left, count), **_kwargs(attack_kwargs, left, count), **{self.arg_name: value}
+                )
+                seen = self.preproc_fn(moved) if self.apply_before_preproc and self.preproc_fn else moved
+                right = self._right(seen, left, count, further, target, correct_fn_kwargs, limit)
+                for i, r in enumerate(left):
+                    if not right[i]:
+                        gone.append(r)
+                        best[r] = value, _rows(moved, [i], len(left))
+            return gone
+
+        walk = self._linear if self.mode == "linear" else self._binary
+        walk(count, wrong)
+        if count == 1:
+            return (best[0][1], best[0][0]) if best[0] else (None, None)
+        values = torch.tensor([b[0] if b else torch.nan for b in best], dtype=torch.float64)
+        return _together([b[1] if b else _rows(base, [r], count) for r, b in enumerate(best)], base), values
+
+    def _linear(self, count: int, wrong: Callable[[list[int], float], list[int]]) -> None:
+        left = list(range(count))
+        for value in self.values:
+            gone = set(wrong(left, value)) if left else set()
+            left = [r for r in left if r not in gone]
+
+    def _binary(self, count: int, wrong: Callable[[list[int], float], list[int]]) -> None:
+        values = self.values
+        spans = {r: (0, len(values)) for r in range(count)}  # the first wrong value is in [low, high]
+        while spans:
+            trials: dict[int, list[int]] = {}
+            for r, (low, high) in spans.items():
+                trials.setdefault((low + high) // 2, []).append(r)
+            for k, rows in trials.items():
+                gone = set(wrong(rows, values[k]))
+                for r in rows:
+                    spans[r] = (spans[r][0], k) if r in gone else (k + 1, spans[r][1])
+            spans = {r: (low, high) for r, (low, high) in spans.items() if low < high}
+
+    def _right(
+        self,
+        seen: Any,
+        rows: list[int],
+        count: int,
+        further: tuple[Any, ...],
+        target: Any,
+        kwargs: Mapping[str, Any] | None,
+        limit: int | None,
+    ) -> list[bool]:
+        if isinstance(seen, Tensor) or (isinstance(seen, tuple) and all(isinstance(t, Tensor) for t in seen)):
+            args = tuple(_rows(a, rows, count) for a in further)
+            f = Door.open(seen).probe(self.forward_func, Everything(), args=args, pace=Pace(limit))
+            if self.correct_fn is None:
+                y = (
+                    labels(target, f)
+                    if not isinstance(target, Tensor | list)
+                    else labels(_rows(target, rows, count), f)
+                )
+                return list((f.score.argmax(1) == y).tolist())
+            out = torch.cat([f.outputs(None, r) for r in f.everyone.split(limit or max(len(rows), 1))])
+        else:
+            out = self.forward_func(seen, *further)
+        if self.correct_fn is None:
+            raise ValueError("correct_fn is needed for raw inputs that the model takes without tensors")
+        more = {} if target is None else {"target": _rows(target, rows, count)}
+        told = self.correct_fn(out, **more, **_kwargs(kwargs, rows, count))
+        if isinstance(told, Tensor) and told.numel() == len(rows):
+            return [bool(t) for t in told.reshape(-1)]
+        if len(rows) == 1:
+            return [bool(told)]
+        one = [_kwargs({**more, **_kwargs(kwargs, rows, count)}, [i], len(rows)) for i in range(len(rows))]
+        return [bool(self.correct_fn(out[i : i + 1], **k)) for i, k in enumerate(one)]
+
+
+def _rows(value: Any, rows: Sequence[int], count: int) -> Any:
+    """Some rows of everything in ``value`` that has ``count`` of them."""
+    if isinstance(value, tuple):
+        return tuple(_rows(v, rows, count) for v in value)
+    if isinstance(value, Tensor) and value.ndim and len(value) == count:
+        return value[torch.as_tensor(rows, device=value.device)]
+    return [value[r] for r in rows] if isinstance(value, list) and len(value) == count else value
+
+
+def _kwargs(kwargs: Mapping[str, Any] | None, rows: Sequence[int], count: int) -> dict[str, Any]:
+    return {k: _rows(v, rows, count) for k, v in (kwargs or {}).items()}
+
+
+def _together(parts: Iterator[Any] | list[Any], like: Any) -> Any:
+    parts = list(parts)
+    if isinstance(like, tuple):
+        return tuple(torch.cat([p[i] for p in parts]) for i in range(len(like)))
+    return torch.cat(parts) if parts else like

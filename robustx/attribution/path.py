@@ -1,0 +1,253 @@
+"""Methods that add up gradients along a path from a reference."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..engine.guard import guarded
+from ..engine.probe import Door, Probe
+from ..engine.sites import Layer, Site
+from ..perturb.references import Reference, through
+from .base import AtLayer, Attribution, OfNeuron, rise
+
+Quadrature = tuple[Tensor, Tensor]
+"""Where on [0, 1] a path is looked at, and with what weights [S] each; the weights add up to one."""
+
+Rule = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
+
+
+def gauss_legendre(steps: int) -> Quadrature:
+    """Exact for polynomials up to degree 2 * steps - 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    return torch.from_numpy(nodes + 1) / 2, torch.from_numpy(weights) / 2
+
+
+def riemann(shift: float) -> Callable[[int], Quadrature]:
+    """Equal steps, each looked at ``shift`` of the way through it."""
+    return lambda steps: (
+        (torch.arange(steps, dtype=torch.float64) + shift) / steps,
+        torch.full((steps,), 1 / steps, dtype=torch.float64),
+    )
+
+
+def trapezoid(steps: int) -> Quadrature:
+    """Equal steps, both ends included at half weight."""
+    weights = torch.ones(steps, dtype=torch.float64)
+    weights[0] = weights[-1] = 0.5
+    return torch.linspace(0, 1, steps, dtype=torch.float64), weights / weights.sum()
+
+
+RULES: dict[str, Callable[[int], Quadrature]] = {
+    "gausslegendre": gauss_legendre,
+    "riemann_left": riemann(0.0),
+    "riemann_right": riemann(1.0),
+    "riemann_middle": riemann(0.5),
+    "riemann_trapezoid": trapezoid,
+}
+
+
+def integrated_gradients(f: Probe, reference: Reference, quadrature: Quadrature, multiply: bool = True) -> Tensor:
+    """The mean gradient on the straight way from the reference, times that way; adds up to f(x) - f(reference).
+
+    Sundararajan, Taly, Yan (ICML 2017), eq. 1 and 3. Returns [B, D]; without ``multiply``, the mean gradient itself.
+    """
+    start = f.packing.pack(reference(f))
+    way = f.point - start
+    mean = mean_grad(f, start, way, quadrature)
+    return way * mean if multiply else mean
+
+
+def mean_grad(f: Probe, start: Tensor, way: Tensor, quadrature: Quadrature) -> Tensor:
+    """The weighted mean of the gradients at ``start + node * way`` [B, D]; holds one batch of them at a time."""
+    nodes, weights = (t.to(start) for t in quadrature)
+    b, total = f.examples, torch.zeros_like(start)
+
+    def query(part: slice) -> tuple[Tensor, Tensor]:
+        step, row = _grid(part, b, start)
+        return start[row] + nodes[step, None] * way[row], row
+
+    for part, _, g in f.grads(len(nodes) * b, query):
+        step, row = _grid(part, b, start)
+        total.index_add_(0, row, weights[step, None] * g)
+    return total
+
+
+def _grid(part: slice, b: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    k = torch.arange(part.start, part.stop, device=like.device)
+    return k // b, k % b
+
+
+class IntegratedGradients(Attribution):
+    """Integrated gradients of the score with respect to the inputs.
+
+    Sundararajan, Taly, Yan (ICML 2017), arXiv 1703.01365. Laws: attributions add up to the score's rise from the
+    baseline (completeness), and do not depend on how the network is written (implementation invariance).
+
+    Args:
+        forward_func: the model.
+        multiply_by_inputs: False leaves out the factor inputs - baselines.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> x = torch.rand(4, 3)
+    >>> a, delta = IntegratedGradients(model).attribute(x, target=1, return_convergence_delta=True)
+    >>> torch.allclose(a, x * model.weight[1], atol=1e-6), bool(delta.abs().max() < 1e-5)
+    (True, True)
+    """
+
+    def __init__(self, forward_func: Callable[..., Any], multiply_by_inputs: bool = True) -> None:
+        super().__init__(forward_func)
+        self._multiply = multiply_by_inputs
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return self._multiply
+
+    def has_convergence_delta(self) -> bool:
+        return True
+
+    @guarded
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        n_steps: int = 50,
+        method: Rule = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        *,
+        additional_forward_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Attributions shaped like the inputs; with ``return_convergence_delta`` also by how much each example
+        misses completeness [B].
+
+        Args:
+            inputs, baselines, target, additional_forward_args, internal_batch_size: see :class:`Attribution`.
+            n_steps: points on the path, gradients per example.
+            method: the quadrature rule.
+        """
+        door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size)
+        parts = self._integrate(f, baselines, n_steps, method)
+        attributions = door.out(parts)
+        return (attributions, _delta(f, parts, baselines)) if return_convergence_delta else attributions
+
+    def _integrate(self, f: Probe, baselines: Any, n_steps: int, method: str) -> tuple[Tensor, ...]:
+        a = integrated_gradients(f, through(baselines), quadrature_of(method, n_steps), self._multiply)
+        return f.packing.unpack(a)
+
+
+class LayerIntegratedGradients(AtLayer, IntegratedGradients):
+    """Integrated gradients at a layer: the path leads from what the layer makes of the baselines to what it makes
+    of the inputs. The way to attribute to token embeddings.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    >>> LayerIntegratedGradients(model, model[0]).attribute(torch.tensor([[1, 2, 3]]), target=0).shape
+    torch.Size([1, 3, 4])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module | Layer,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        AtLayer.__init__(self, forward_func, layer, device_ids)
+        self._multiply = multiply_by_inputs
+
+    @guarded
+    def attribute(
+        self,
+        inputs: Any,
+        baselines: Any = None,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        n_steps: int = 50,
+        method: Rule = "gausslegendre",
+        internal_batch_size: int | None = None,
+        return_convergence_delta: bool = False,
+        attribute_to_layer_input: bool = False,
+        *,
+        additional_forward_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Attributions shaped like the layer's output (or its input); otherwise as for the inputs."""
+        site: Site = replace(self.layer, side="input") if attribute_to_layer_input else self.layer
+        _, f = self._bind(
+            inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size, at=site
+        )
+        parts = self._integrate(f, baselines, n_steps, method)
+        attributions = Door(parts, None, len(parts) == 1).out(parts)
+        return (attributions, _delta(f, parts, baselines)) if return_convergence_delta else attributions
+
+
+class NeuronIntegratedGradients(OfNeuron, IntegratedGradients):
+    """Integrated gradients of a neuron's value with respect to the inputs.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> x = torch.rand(2, 3)
+    >>> a = NeuronIntegratedGradients(model, model[0]).attribute(x, 1)
+    >>> torch.allclose(a, x * model[0].weight[1], atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module | Layer,
+        device_ids: list[int] | None = None,
+        multiply_by_inputs: bool = True,
+    ) -> None:
+        OfNeuron.__init__(self, forward_func, layer, device_ids)
+        self._multiply = multiply_by_inputs
+
+    @guarded
+    def attribute(  # type: ignore[override]  # Captum's order of arguments
+        self,
+        inputs: Any,
+        neuron_selector: int | tuple[int | slice, ...] | Callable[[Any], Tensor],
+        baselines: Any = None,
+        additional_forward_args: Any = None,
+        n_steps: int = 50,
+        method: Rule = "gausslegendre",
+        internal_batch_size: int | None = None,
+        attribute_to_neuron_input: bool = False,
+        *,
+        additional_forward_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Attributions shaped like the inputs.
+
+        Args:
+            inputs, baselines, additional_forward_args, internal_batch_size, n_steps, method: as for the inputs.
+            neuron_selector: an int, a tuple of ints and slices behind the batch axis (slices are summed over), or a
+                function from the layer's value to one number per row.
+            attribute_to_neuron_input: read the neuron off the layer's input.
+        """
+        score = self._neuron(neuron_selector, attribute_to_neuron_input)
+        door, f = self._bind(inputs, score, additional_forward_args, additional_forward_kwargs, internal_batch_size)
+        return door.out(self._integrate(f, baselines, n_steps, method))
+
+
+def quadrature_of(method: str, steps: int) -> Quadrature:
+    """The rule of that name.
+
+    Raises:
+        ValueError: there is none, or too few steps.
+    """
+    if method not in RULES:
+        raise ValueError(f"method must be one of {', '.join(map(repr, RULES))}, got {method!r}")
+    least = 2 if method == "riemann_trapezoid" else 1
+    if not isinstance(steps, int) or steps < least:
+        raise ValueError(f"n_steps must be a whole number of at least {least}, got {steps!r}")
+    return RULES[method](steps)
+
+
+def _delta(f: Probe, parts: tuple[Tensor, ...], baselines: Any) -> Tensor:
+    return torch.stack([p.reshape(len(p), -1).sum(1) for p in parts]).sum(0) - rise(f, baselines)

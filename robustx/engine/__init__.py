@@ -1,0 +1,34 @@
+"""The gradient engine: where (:class:`Site`), what (:class:`Score`), how (:class:`Probe`)."""
+
+from .guard import guarded, untouched
+from .memory import Pace
+from .packing import Packing, Tensors
+from .probe import Door, Meter, ModelError, NonFiniteError, Probe
+from .randomness import Noise, identities
+from .scores import Everything, Neuron, Output, OutputError, Score, Target, TargetError
+from .sites import Input, Layer, Site
+
+__all__ = [
+    "Door",
+    "Everything",
+    "Input",
+    "Layer",
+    "Meter",
+    "ModelError",
+    "Neuron",
+    "Noise",
+    "NonFiniteError",
+    "Output",
+    "OutputError",
+    "Pace",
+    "Packing",
+    "Probe",
+    "Score",
+    "Site",
+    "Target",
+    "TargetError",
+    "Tensors",
+    "guarded",
+    "identities",
+    "untouched",
+]

@@ -1,0 +1,91 @@
+"""Memory: how many rows go through the model at once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+T = TypeVar("T")
+
+PILOT = 32  # rows of the first pass, which is weighed
+MOST = 16_384  # rows that go at once however light they are
+CPU_BUDGET = 1 << 30  # bytes; fixed, so that a run does not depend on what else the machine does
+
+
+@dataclass
+class Pace:
+    """Splits queries into batches that fit the memory budget; halves them when memory runs out.
+
+    The first batch has at most 32 rows and is weighed: the bytes of everything the forward pass
+    makes bound what a gradient pass must keep. Later batches fill the budget. What is decided
+    depends on the model, the shapes and the device's size alone, never on what is free just now.
+
+    Args:
+        limit: most rows in one pass (``internal_batch_size`` and ``perturbations_per_eval`` arrive here).
+        budget: bytes for the activations of one pass; None: 1 GiB on a CPU, a quarter of a GPU's memory.
+    """
+
+    limit: int | None = None
+    budget: int | None = None
+    _rows: int | None = None
+
+    def batches(self, n: int, device: torch.device, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
+        """``work`` done on consecutive slices of ``range(n)``, in order.
+
+        Raises:
+            MemoryError: a single row does not fit.
+        """
+        start = 0
+        while start < n:
+            rows = min(self._rows or PILOT, self.limit or n, n - start)
+            part = slice(start, start + rows)
+            result, short = self._attempt(work, part, device)
+            if short is None:
+                start += rows
+                yield part, result
+            elif rows == 1:
+                raise MemoryError(f"one row through the model does not fit into memory on {device}: {short}")
+            else:
+                self._rows = rows // 2
+
+    def _attempt(self, work: Callable[[slice], T], part: slice, device: torch.device) -> tuple[Any, str | None]:
+        try:
+            if self._rows is not None:
+                return work(part), None
+            with _Scales() as scales:
+                result = work(part)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            return None, str(e).split("\n")[0]  # the exception, and the graph it holds, end here
+        per_row = max(scales.bytes // (part.stop - part.start), 1)
+        self._rows = max(1, min(MOST, (self.budget or _budget(device)) // per_row))
+        return result, None
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    told = ("out of memory", "can't allocate memory")
+    return isinstance(e, MemoryError | torch.OutOfMemoryError) or any(t in str(e) for t in told)
+
+
+def _budget(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else CPU_BUDGET
+
+
+class _Scales(TorchDispatchMode):
+    """Weighs every tensor that operations make while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for t in out if isinstance(out, tuple | list) else (out,):
+                self.bytes += t.numel() * t.element_size() if isinstance(t, Tensor) else 0
+        return out

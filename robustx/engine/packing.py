@@ -1,0 +1,66 @@
+"""Packing: the tensors of one example, seen as one row of numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The shapes and dtypes of one example's tensors, in their order in a row.
+
+    Rows are kept in the widest dtype among the tensors, and never in less than float32: sums over
+    many steps in float16 would lose what they add up. ``unpack`` gives each tensor its own dtype back.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Packing":
+        return cls(tuple(t.shape[1:] for t in tensors), tuple(t.dtype for t in tensors))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each tensor in a row; their sum is D."""
+        return [prod(s) for s in self.shapes]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of a packed row."""
+        return reduce(torch.promote_types, self.dtypes, torch.float32)
+
+    def pack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[N, *shape] each -> [N, D].
+
+        Raises:
+            TypeError: a tensor has no gradient to speak of (integers, booleans, complex numbers).
+        """
+        for i, t in enumerate(tensors):
+            if not t.is_floating_point():
+                raise TypeError(
+                    f"tensor {i} has dtype {t.dtype}, but only floating-point tensors can be moved or differentiated; "
+                    "for token ids work at the embedding layer, for other integers pass them as additional_forward_args"
+                )
+        flat = [t.reshape(len(t), prod(s)).to(self.dtype) for t, s in zip(tensors, self.shapes, strict=True)]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+    def split(self, z: Tensor) -> Tensors:
+        """[N, D] -> [N, *shape] each, in the dtype of ``z``."""
+        parts = z.split_with_sizes(self.sizes, 1) if len(self.shapes) > 1 else (z,)
+        return tuple(p.reshape(len(z), *s) for p, s in zip(parts, self.shapes, strict=True))
+
+    def unpack(self, z: Tensor) -> Tensors:
+        """[N, D] -> [N, *shape] each, each in its own dtype."""
+        return tuple(p.to(d) for p, d in zip(self.split(z), self.dtypes, strict=True))
+
+
+def finest(t: Tensor) -> Tensor:
+    """``t`` in the finest floating-point dtype of its device (MPS has no float64)."""
+    return t.float() if t.device.type == "mps" else t.double()

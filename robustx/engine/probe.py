@@ -1,0 +1,344 @@
+"""The gradient engine: a model, seen as one number per row of what stands at one site."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .guard import modules_of, ordinary
+from .memory import Pace, out_of_memory
+from .packing import Packing, Tensors
+from .scores import Output, OutputError, Score
+from .sites import Call, Input, Site
+
+Query = Callable[[slice], tuple[Tensor | None, Tensor]]
+"""Some of many queries: a slice of them -> (z [n, D], rows [n]); without z, the examples as they are."""
+
+
+class ModelError(RuntimeError):
+    """The model itself failed on what it was given."""
+
+
+class NonFiniteError(ValueError):
+    """An input or a score is NaN or infinite."""
+
+
+@dataclass
+class Meter:
+    """Rows that went forward and backward through the model, per example [B]."""
+
+    forward: Tensor
+    backward: Tensor
+
+    @classmethod
+    def of(cls, examples: int, device: torch.device) -> "Meter":
+        zero = torch.zeros(examples, dtype=torch.long, device=device)
+        return cls(zero, zero.clone())
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """``z [N, D] -> score [N]``, with gradients: every method asks the model through this.
+
+    A query is a row of ``z`` (what stands at the site) and the index of the example it belongs to
+    (``rows``, default one each). Labels, further inputs and references follow by index, so a query
+    may name an example once, many times or not at all, and nothing is repeated by hand.
+
+    Args:
+        model: any callable that returns a tensor with one row per example.
+        inputs: its tensor inputs, [B, ...] each.
+        of: what number is read off.
+        at: where the argument stands.
+        names: the inputs' keywords, if they are passed by name.
+        args: further positional arguments; tensors whose first axis is B follow the examples.
+        kwargs: further keyword arguments, likewise.
+        strict: raise on NaN or infinite scores (a search lets them pass and never counts them as found).
+        pace: the batching rule, shared by all probes made from this one.
+        meter: counts rows, shared likewise.
+    """
+
+    model: Callable[..., Any]
+    inputs: Tensors
+    of: Score = field(default_factory=Output)
+    at: Site = field(default_factory=Input)
+    names: tuple[str, ...] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = True
+    pace: Pace = field(default_factory=Pace)
+    meter: Meter | None = None
+
+    def __post_init__(self) -> None:
+        if self.meter is None:
+            object.__setattr__(self, "meter", Meter.of(self.examples, self.device))
+
+    @property
+    def examples(self) -> int:
+        """B."""
+        return len(self.inputs[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.inputs[0].device
+
+    @cached_property
+    def everyone(self) -> Tensor:
+        """One query per example [B]."""
+        return torch.arange(self.examples, device=self.device)
+
+    @cached_property
+    def here(self) -> Tensors:
+        """What stands at the site for the examples themselves, in its own shapes."""
+        if isinstance(self.at, Input):
+            return self.inputs
+
+        def read(part: slice) -> Tensors:
+            rows = self.everyone[part]
+            here = self.at.read(self._call(rows), self._inputs(rows))
+            for t in here:
+                if len(t) != len(rows):
+                    raise OutputError(
+                        f"{self.at} has {len(t)} rows for {len(rows)} examples (shape {tuple(t.shape)}); "
+                        "choose a place whose first axis is the batch"
+                    )
+            self._count(rows)
+            return here
+
+        parts = [here for _, here in self.pace.batches(self.examples, self.device, read)]
+        return tuple(torch.cat(t) for t in zip(*(parts or [read(slice(0, 0))]), strict=True))
+
+    @cached_property
+    def packing(self) -> Packing:
+        return Packing.of(self.here)
+
+    @cached_property
+    def point(self) -> Tensor:
+        """:attr:`here`, packed [B, D]."""
+        return self.packing.pack(self.here)
+
+    @cached_property
+    def score(self) -> Tensor:
+        """Scores of the examples as they are [B]."""
+        parts = [v for _, v in self.values(self.examples, lambda part: (None, self.everyone[part]))]
+        return torch.cat(parts) if parts else self.everyone.new_zeros(0, dtype=torch.get_default_dtype())
+
+    def to(self, **changes: Any) -> Self:
+        """The same probe with another site, score, inputs..."""
+        other = replace(self, **changes)
+        if not {"model", "inputs", "at", "args", "kwargs"} & changes.keys():  # what stands at the site stays
+            known = ("everyone", "here", "packing", "point")
+            other.__dict__.update({k: v for k, v in self.__dict__.items() if k in known})
+        return other
+
+    def value(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Scores [N] (or what the score makes of each row)."""
+        rows = self.everyone if rows is None else rows
+        parts = [v for _, v in self.values(len(rows), lambda part: (z[part], rows[part]))]
+        return torch.cat(parts) if parts else z.new_zeros(0)
+
+    def grad(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores [N], and the gradient of each one's pull with respect to its own row [N, D]."""
+        rows = self.everyone if rows is None else rows
+        parts = [p for _, *p in self.grads(len(rows), lambda part: (z[part], rows[part]))]
+        if not parts:
+            return z.new_zeros(0), torch.zeros_like(z)
+        values, grads = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(grads)
+
+    def values(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor]]:
+        """Scores of ``n`` queries, batch by batch; a query is made only when its turn comes."""
+
+        def work(part: slice) -> Tensor:
+            with torch.no_grad():
+                z, rows = query(part)
+                value = self._forward(z, rows, pull=False)[0]
+            self._count(rows)
+            return value
+
+        return self.pace.batches(n, self.device, work)
+
+    def grads(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Scores and gradients of ``n`` queries, batch by batch.
+
+        Rows must not see one another (a model in eval mode), so one backward pass of the sum serves all.
+        """
+
+        def work(part: slice) -> tuple[Tensor, Tensor]:
+            z, rows = query(part)
+            assert z is not None, "a gradient needs a point"
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                value, pull = self._forward(z, rows)
+                (g,) = self._backward(pull, z)
+            self._count(rows, backward=1)
+            return value.detach(), g if self.strict else g.nan_to_num()
+
+        for part, (value, g) in self.pace.batches(n, self.device, work):
+            yield part, value, g
+
+    def jacobian(self, z: Tensor, scores: Sequence[Score], rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Several scores at once: values [N, T] and the gradients of their pulls [N, T, D].
+
+        One forward pass, T backward passes. The scores must read off the same place.
+        """
+        rows = self.everyone if rows is None else rows
+
+        def work(part: slice) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                a, r = z[part].detach().requires_grad_(), rows[part]
+                out = self._output(a, r)
+                pulls = [s.pull(out, r) for s in scores]
+                grads = [self._backward(p, a, keep=i + 1 < len(pulls))[0] for i, p in enumerate(pulls)]
+            self._count(r, backward=len(scores))
+            values = torch.stack([self._checked(s.value(out, r), r).detach() for s in scores], 1)
+            return values, torch.stack(grads, 1)
+
+        parts = [p for _, p in self.pace.batches(len(rows), self.device, work)]
+        if not parts:
+            return z.new_zeros(0, len(scores)), z.new_zeros(0, len(scores), z.shape[1])
+        return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
+
+    def outputs(self, z: Tensor | None = None, rows: Tensor | None = None) -> Any:
+        """What the model returns for the queries (or the examples as they are), in one pass and untouched."""
+        rows = self.everyone if rows is None else rows
+        with torch.no_grad():
+            out = self._run(z, rows)
+        self._count(rows)
+        return out
+
+    def _forward(self, z: Tensor | None, rows: Tensor, pull: bool = True) -> tuple[Tensor, Tensor]:
+        out = self._output(z, rows)
+        if self.strict:
+            self.of.check(out, rows)
+        value = self._checked(self.of.value(out, rows), rows)
+        return value, self.of.pull(out, rows) if pull else value
+
+    def _output(self, z: Tensor | None, rows: Tensor) -> Any:
+        with self.of.tap.watch() if self.of.tap else nullcontext() as seen:
+            out = self._run(z, rows)
+        return seen.value if seen else out
+
+    def _run(self, z: Tensor | None, rows: Tensor) -> Any:
+        if z is None:
+            return self._call(rows)(self._inputs(rows))
+        inputs = () if isinstance(self.at, Input) else self._inputs(rows)  # z stands in their place
+        return self.at.write(self._call(rows), inputs, self.packing.unpack(z), rows)
+
+    def _inputs(self, rows: Tensor) -> Tensors:
+        return tuple(t[rows] for t in self.inputs)
+
+    def _call(self, rows: Tensor) -> Call:
+        def follow(v: Any) -> Any:
+            return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == self.examples else v
+
+        args, kwargs = [follow(v) for v in self.args], {k: follow(v) for k, v in self.kwargs.items()}
+
+        def call(inputs: Tensors) -> Any:
+            try:
+                if self.names is None:
+                    return self.model(*inputs, *args, **kwargs)
+                return self.model(*args, **dict(zip(self.names, inputs, strict=True)), **kwargs)
+            except RuntimeError as e:
+                if out_of_memory(e) or isinstance(e, ModelError):
+                    raise
+                raise ModelError(self._explain(inputs, e)) from e
+
+        return call
+
+    def _explain(self, inputs: Tensors, e: RuntimeError) -> str:
+        told = ", ".join(f"{tuple(t.shape)} {str(t.dtype)[6:]} on {t.device}" for t in inputs)
+        hint = "give inputs as the model takes them, batch first"
+        weights = next((p for m in modules_of(self.model) for p in m.parameters() if p.is_floating_point()), None)
+        for t in inputs:
+            if weights is None:
+                break
+            if t.device != weights.device:
+                hint = f"the model's parameters are on {weights.device}: move one of the two with .to(...)"
+            elif t.is_floating_point() and t.dtype != weights.dtype:
+                hint = f"the model's parameters are {str(weights.dtype)[6:]}: convert one of the two with .to(...)"
+        return f"the model failed on inputs of shape {told}; {hint}. It said: {str(e).splitlines()[0]}"
+
+    def _backward(self, pull: Tensor, z: Tensor, keep: bool = False) -> tuple[Tensor]:
+        if not len(z):
+            return (torch.zeros_like(z),)
+        found = (
+            torch.autograd.grad(pull.sum(), z, retain_graph=keep, allow_unused=True) if pull.requires_grad else (None,)
+        )
+        if found[0] is None:
+            raise ModelError(
+                "the model's output has no gradient with respect to its input: somewhere between them is a detach, a "
+                "rounding to integers, argmax, numpy or no_grad; use a method that needs values only (FeatureAblation)"
+            )
+        return (found[0],)
+
+    def _checked(self, value: Tensor, rows: Tensor) -> Tensor:
+        if self.strict and not torch.isfinite(value).all():
+            bad = rows.to(value.device)[~torch.isfinite(value.reshape(len(rows), -1)).all(1)]
+            raise NonFiniteError(
+                f"the model's output for example {int(bad[0])} is NaN or infinite ({len(bad)} of {len(rows)} rows); "
+                "mend the model or leave these examples out"
+            )
+        return value
+
+    def _count(self, rows: Tensor, backward: int = 0) -> None:
+        assert self.meter is not None
+        one = torch.ones_like(rows)
+        self.meter.forward.index_add_(0, rows, one)
+        if backward:
+            self.meter.backward.index_add_(0, rows, one * backward)
+
+
+@dataclass(frozen=True)
+class Door:
+    """How a user's inputs come in, and how results go out in the same form.
+
+    Takes a tensor, a tuple or list of tensors, or a dict of tensors (passed by keyword); gives back the same.
+    """
+
+    inputs: Tensors
+    names: tuple[str, ...] | None
+    single: bool
+
+    @classmethod
+    def open(cls, inputs: Any) -> "Door":
+        """Raises:
+        TypeError: not tensors.
+        ValueError: no tensors, or different numbers of examples or devices.
+        NonFiniteError: NaN or infinite elements.
+        """
+        names = tuple(inputs) if isinstance(inputs, Mapping) else None
+        single = isinstance(inputs, Tensor)
+        values = (inputs,) if single else tuple(inputs.values() if isinstance(inputs, Mapping) else inputs)
+        for i, t in enumerate(values):
+            if not isinstance(t, Tensor):
+                raise TypeError(f"inputs must be a tensor or a tuple or dict of tensors, got {type(t).__name__} at {i}")
+            if t.ndim == 0:
+                raise ValueError(f"inputs need a batch axis, got a 0-dimensional tensor at {i}; use x[None]")
+            if t.is_floating_point() and not torch.isfinite(t).all():
+                bad = int((~torch.isfinite(t.reshape(len(t), -1)).all(1)).nonzero()[0])
+                raise NonFiniteError(f"inputs contain NaN or infinity, first in example {bad}; clean the data first")
+        if len({(len(t), t.device) for t in values}) != 1:
+            told = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in values) or "none"
+            raise ValueError(f"inputs must agree in their first axis (the examples) and device, got {told}")
+        return cls(ordinary(values), names, single)
+
+    def probe(self, model: Callable[..., Any], of: Score, **options: Any) -> Probe:
+        """A probe of the model on these inputs; options as :class:`Probe` takes them."""
+        if not callable(model):
+            raise TypeError(f"forward_func must be callable, got {type(model).__name__}")
+        if isinstance(of, Output):
+            of.fits(len(self.inputs[0]))
+        return Probe(model, self.inputs, of, names=self.names, **ordinary(options))
+
+    def out(self, tensors: Sequence[Tensor]) -> Any:
+        """Results in the form in which the inputs came."""
+        if self.names is not None:
+            return dict(zip(self.names, tensors, strict=True))
+        return tensors[0] if self.single else tuple(tensors)
+
+
+__all__ = ["Door", "Meter", "ModelError", "NonFiniteError", "Probe", "Query"]

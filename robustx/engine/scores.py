@@ -1,0 +1,185 @@
+"""Scores: what one number per row is read off the model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import index as as_int
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sites import Layer
+
+Target = int | Tensor | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int | slice, ...] | None
+"""Every form that Captum knows, see :class:`Output`."""
+
+
+class TargetError(ValueError, AssertionError):
+    """The target does not fit the model's output. Also an AssertionError, which is what Captum raises."""
+
+
+class OutputError(ValueError):
+    """The model returned something that no number per row can be read off."""
+
+
+class Score(ABC):
+    """One number per row: ``value`` [N] is reported, ``pull`` [N] is differentiated (the same, unless a
+    surrogate is easier to climb). ``tap`` names the layer to read, or None for the model's output.
+    """
+
+    @property
+    def tap(self) -> Layer | None:
+        return None
+
+    @abstractmethod
+    def value(self, out: Any, rows: Tensor) -> Tensor: ...
+
+    def pull(self, out: Any, rows: Tensor) -> Tensor:
+        return self.value(out, rows)
+
+    def check(self, out: Any, rows: Tensor) -> None:
+        """Raises if the score cannot be read off this output: what is too slow to ask in every pass of a search."""
+        return
+
+
+@dataclass(frozen=True, eq=False)
+class Output(Score):
+    """One element of the model's output per example.
+
+    ``target`` takes every form that Captum knows:
+
+    - None: the output has one number per example already;
+    - an int (or a tensor with one): that column for all; a tuple of ints and slices: that index
+      behind the batch axis for all;
+    - a list of ints or a 1-D tensor [B]: one column for each example, of an output [B, K];
+    - a list of tuples [B]: one index behind the batch axis for each example;
+
+    and, beyond Captum, a function from the output [N, ...] to one number per row [N].
+    """
+
+    target: Target | Callable[[Any], Tensor] = None
+
+    @cached_property
+    def index(self) -> tuple[Any, ...] | Tensor | list[tuple[int, ...]] | None:
+        """The target, in one of three forms: an index for all, columns [B], or indices [B]."""
+        t = self.target
+        if t is None or callable(t):
+            return None
+        if isinstance(t, Tensor):
+            if t.is_floating_point() or t.is_complex() or t.ndim > 1:
+                raise TargetError(
+                    f"Tensor target dimension {tuple(t.shape)} ({t.dtype}) is not valid; give integers, one or [B]"
+                )
+            return (int(t),) if t.numel() == 1 else t.detach().long()
+        if isinstance(t, tuple):
+            return t
+        if isinstance(t, Sequence) and not isinstance(t, str):
+            if t and isinstance(t[0], tuple):
+                return [tuple(as_int(i) for i in v) for v in t if isinstance(v, tuple)]
+            return torch.tensor([as_int(v) for v in t if not isinstance(v, tuple | slice)], dtype=torch.long)
+        try:
+            return (as_int(t),)
+        except TypeError:
+            raise TargetError(
+                f"target must be None, int, tuple, list, tensor or a function, got {type(t).__name__}"
+            ) from None
+
+    def fits(self, examples: int) -> None:
+        """Raises TargetError if the target is a list whose length is not the number of examples."""
+        i = self.index
+        if i is not None and not isinstance(i, tuple) and len(i) != examples:
+            raise TargetError(f"Target list length does not match output! {len(i)} targets for {examples} examples")
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        if callable(self.target):
+            return one_each(self.target(out), rows)
+        out, i = tensor_output(out, rows), self.index
+        try:
+            if i is None:
+                picked = out
+            elif isinstance(i, tuple):
+                if len(i) >= out.ndim:
+                    raise IndexError(f"{len(i)} indices for an output with {out.ndim - 1} axes behind the batch")
+                picked = out[(slice(None), *i)]
+            elif isinstance(i, Tensor):
+                if out.ndim != 2:
+                    raise IndexError(f"Output must be 2D to select tensor of targets, got shape {tuple(out.shape)}")
+                picked = out[torch.arange(len(out), device=out.device), i.to(out.device)[rows.to(out.device)]]
+            else:
+                picked = torch.stack([out[(n, *i[r])] for n, r in enumerate(rows.tolist())]) if len(rows) else out[:, 0]
+        except IndexError as e:
+            raise TargetError(
+                f"Cannot choose target column with output shape {tuple(out.shape)} and target {self.target!r}: {e}"
+            ) from None
+        return one_each(picked, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Everything(Score):
+    """Each row's whole output, flattened [N, M]: for methods that need values only."""
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return tensor_output(out, rows).reshape(len(rows), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Neuron(Score):
+    """One unit of a layer, or the sum over several: an int, a tuple of ints and slices behind the
+    batch axis, or a function from the layer's value to one number per row [N].
+    """
+
+    layer: Layer
+    selector: int | tuple[int | slice, ...] | Callable[[Any], Tensor]
+
+    @property
+    def tap(self) -> Layer:
+        return self.layer
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        if callable(self.selector):
+            return one_each(self.selector(out[0] if len(out) == 1 else out), rows)
+        here, i = out[0], self.selector if isinstance(self.selector, tuple) else (self.selector,)
+        if len(i) != here.ndim - 1:
+            raise TargetError(
+                f"neuron_selector {self.selector!r} has {len(i)} indices, but the {self.layer} has "
+                f"{here.ndim - 1} axes behind the batch: {tuple(here.shape[1:])}"
+            )
+        try:
+            units: Tensor = here[(slice(None), *i)]
+            return units.reshape(len(rows), -1).sum(1)
+        except IndexError as e:
+            raise TargetError(f"neuron_selector {self.selector!r} does not fit {tuple(here.shape[1:])}: {e}") from None
+
+
+def tensor_output(out: Any, rows: Tensor) -> Tensor:
+    """``out`` itself, if it is a tensor with one row for each of ``rows``.
+
+    Raises:
+        OutputError: it is not.
+    """
+    if not isinstance(out, Tensor):
+        told = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, tuple | list) else "")
+        raise OutputError(f"model must return one tensor, got {told}; wrap it, for example: lambda x: model(x)[0]")
+    if out.ndim == 0 or len(out) != len(rows):
+        raise OutputError(
+            f"model must return one row per example, got shape {tuple(out.shape)} for {len(rows)} rows; "
+            "the batch must come first"
+        )
+    return out
+
+
+def one_each(value: Tensor, rows: Tensor) -> Tensor:
+    """[N] from a tensor with one number per row.
+
+    Raises:
+        TargetError: there are more.
+    """
+    if not isinstance(value, Tensor) or value.numel() != len(rows):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TargetError(
+            "Target not provided when necessary, cannot take gradient with respect to multiple outputs: "
+            f"{len(rows)} rows gave {shape}; choose one number per row with target"
+        )
+    return value.reshape(len(rows))

@@ -1,0 +1,41 @@
+"""The perturbation pipeline: norms and regions, features and gates, references and goals."""
+
+from .features import Features, Partition, columns, elements, from_masks
+from .gates import Gates, gated
+from .goals import LOSSES, Between, Goal, Leave, Reach, Until, as_logits
+from .norms import L0, L1, L2, NORMS, Linf, Norm, norm_of
+from .references import Reference, among, blur, here, mean, through
+from .region import Region
+from .segments import superpixels
+
+__all__ = [
+    "L0",
+    "L1",
+    "L2",
+    "LOSSES",
+    "NORMS",
+    "Between",
+    "Features",
+    "Gates",
+    "Goal",
+    "Leave",
+    "Linf",
+    "Norm",
+    "Partition",
+    "Reach",
+    "Reference",
+    "Region",
+    "Until",
+    "among",
+    "as_logits",
+    "blur",
+    "columns",
+    "elements",
+    "from_masks",
+    "gated",
+    "here",
+    "mean",
+    "norm_of",
+    "superpixels",
+    "through",
+]

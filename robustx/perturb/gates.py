@@ -1,0 +1,51 @@
+"""Gates: the one way in which features give way to a reference."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.packing import Packing, Tensors
+from ..engine.probe import Probe
+from ..engine.sites import Call, Input, Site
+from .features import Features
+from .references import Reference
+
+
+@dataclass(frozen=True, eq=False)
+class Gates(Site):
+    """Features as a site: its value is a gate per feature [N, F]; 0: as it was, 1: the reference.
+
+    Only the gates are packed, so the tensors below may have any dtypes (token ids beside floats).
+    """
+
+    features: Features
+    start: Tensors
+    reference: Tensors
+    under: Site = Input()
+
+    def read(self, call: Call, inputs: Tensors) -> Tensors:
+        floats = [t for t in self.start if t.is_floating_point()]
+        like = floats[0] if floats else torch.empty(0, device=self.start[0].device)
+        return (like.new_zeros(len(inputs[0]), self.features.count),)
+
+    def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
+        return self.under.write(call, inputs, self.blend(z[0], rows), rows)
+
+    def blend(self, gates: Tensor, rows: Tensor) -> Tensors:
+        """What stands below when the gates [N, F] are so far open."""
+        shut = Packing.of(self.start).split(self.features.spread(gates, rows))
+        return tuple(_mix(a[rows], b[rows], g) for a, b, g in zip(self.start, self.reference, shut, strict=True))
+
+
+def gated(f: Probe, features: Features, reference: Reference) -> Probe:
+    """``f`` as a function of one gate per feature."""
+    return f.to(at=Gates(features, f.here, reference(f), f.at))
+
+
+def _mix(start: Tensor, reference: Tensor, gate: Tensor) -> Tensor:
+    if not start.is_floating_point():
+        return torch.where(gate < 0.5, start, reference)
+    gate = gate.to(start.dtype)
+    return start * (1 - gate) + reference * gate  # exact at both ends

@@ -1,0 +1,177 @@
+"""Goals: scores that say when a search has found what it looks for, and losses that lead there."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.scores import Output, OutputError, Score, Target, one_each, tensor_output
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs [N, K], labels [N]) -> [N]; grows as the label loses its lead."""
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Minus the log-probability of ``y`` [N]; at least 0."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The best other logit minus that of ``y`` [N]: above 0 exactly where ``y`` has lost (Carlini, Wagner 2017)."""
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
+
+
+def logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio: the margin over the gap of first and third logit [N]; needs K >= 3.
+
+    Invariant to shift and scale of the logits. Croce, Hein (ICML 2020), eq. 6.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(f"loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}; use loss='margin'")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": logits_ratio}
+
+
+def as_logits(out: Any, rows: Tensor) -> Tensor:
+    """Class scores [N, K] as logits: rows that are probabilities (in [0, 1], sum 1) become log-probabilities.
+
+    Raises:
+        OutputError: there are not at least two classes.
+    """
+    out = tensor_output(out, rows)
+    if out.ndim != 2 or out.shape[1] < 2:
+        raise OutputError(
+            f"model must return class scores [B, K] with K >= 2, got shape {tuple(out.shape)}; for one logit z return "
+            "torch.stack([-z / 2, z / 2], 1), for one probability p torch.stack([1 - p, p], 1), or give a goal"
+        )
+    tolerance = 1e-5 if out.dtype in (torch.float32, torch.float64) else 1e-2
+    probabilities = (out >= 0).all(1) & (out <= 1).all(1) & ((out.sum(1) - 1).abs() < tolerance)
+    return torch.where(probabilities[:, None], out.clamp(min=torch.finfo(out.dtype).tiny).log(), out)
+
+
+class Goal(Score):
+    """A score whose value is a signed margin: above 0 exactly where the goal is reached."""
+
+    @abstractmethod
+    def value(self, out: Any, rows: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _ClassGoal(Goal):
+    """A goal about the class with the largest output.
+
+    Args:
+        y: one class per example [B].
+        loss: what is climbed: ``"ce"``, ``"margin"``, ``"dlr"``, or a function of (outputs, y) -> [N].
+        by: how much the margin must exceed for the goal to count as reached, in logits.
+    """
+
+    y: Tensor
+    loss: str | Loss = "margin"
+    by: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.loss) and self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))} or a function, got {self.loss!r}")
+
+    def check(self, out: Any, rows: Tensor) -> None:
+        """Raises ValueError if a label is not a class of the model."""
+        y, classes = self.y[rows], as_logits(out, rows).shape[1]
+        if len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
+            bad = int(((y < 0) | (y >= classes)).nonzero()[0])
+            raise ValueError(
+                f"y must hold classes from 0 to {classes - 1} (the model has {classes} outputs), "
+                f"got {int(y[bad])} for example {int(rows[bad])}"
+            )
+
+    def climb(self, out: Any, rows: Tensor) -> Tensor:
+        """The loss away from ``y`` [N]."""
+        if callable(self.loss):
+            return one_each(self.loss(out, self.y[rows]), rows)
+        return LOSSES[self.loss](as_logits(out, rows), self.y[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Leave(_ClassGoal):
+    """Not be classified as ``y``. With ``toward`` [B], climb towards that one other class."""
+
+    toward: Tensor | None = None
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return margin(as_logits(out, rows), self.y[rows]) - self.by
+
+    def pull(self, out: Any, rows: Tensor) -> Tensor:
+        if self.toward is None:
+            return self.climb(out, rows)
+        y, t = self.y[rows][:, None], self.toward[rows][:, None]
+        if callable(self.loss):
+            return -one_each(self.loss(out, t.squeeze(1)), rows)
+        logits = as_logits(out, rows)
+        if self.loss == "ce":
+            return -cross_entropy(logits, t.squeeze(1))
+        lead = (logits.gather(1, t) - logits.gather(1, y)).squeeze(1)
+        if self.loss == "margin":
+            return lead
+        if logits.shape[1] < 4:
+            raise ValueError(f"targeted loss 'dlr' needs at least 4 classes, the model has {logits.shape[1]}")
+        top = logits.topk(4, dim=1).values
+        return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=1e-12)  # eq. 7 there
+
+
+@dataclass(frozen=True, eq=False)
+class Reach(_ClassGoal):
+    """Be classified as ``y``."""
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return -margin(as_logits(out, rows), self.y[rows]) - self.by
+
+    def pull(self, out: Any, rows: Tensor) -> Tensor:
+        return -self.climb(out, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Between(Goal):
+    """A number read off the output (as ``target`` says) lies strictly between ``low`` and ``high``."""
+
+    low: float = -torch.inf
+    high: float = torch.inf
+    target: Target = None
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        v = Output(self.target).value(out, rows)
+        return torch.minimum(v - self.low, self.high - v)
+
+
+@dataclass(frozen=True, eq=False)
+class Until(Goal):
+    """Any goal of one's own: a function from the model's output to margins [N], above 0 where it is reached."""
+
+    margin: Callable[[Any], Tensor]
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return one_each(self.margin(out), rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Climb(Goal):
+    """No goal but a direction: make a loss (outputs [N, ...], target) -> [N] as large (small) as can be.
+
+    Its value is the loss itself, so that the best point can be kept; nothing counts as reached.
+    """
+
+    loss: Callable[[Any, Any], Tensor]
+    target: Any = None
+    sign: float = 1.0
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        t = self.target
+        follows = isinstance(t, Tensor) and t.ndim > 0 and len(t) > 1
+        return self.sign * one_each(self.loss(out, t[rows.to(t.device)] if follows else t), rows)

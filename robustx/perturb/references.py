@@ -1,0 +1,84 @@
+"""References: what features give way to."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.packing import Tensors
+from ..engine.probe import Probe
+from ..engine.randomness import Noise, identities
+from ..engine.sites import Input
+
+Reference = Callable[[Probe], Tensors]
+"""Asked with a probe: tensors that can stand at its site, one row for each example."""
+
+
+def through(baselines: Any) -> Reference:
+    """Reference inputs; at a layer, what the layer makes of them. This is Captum's ``baselines``.
+
+    Args:
+        baselines: None (zero), a number, a tensor [1 or B, ...] or without the batch axis, or a tuple (dict)
+            of these, one for each input.
+    """
+    return lambda f: f.to(inputs=_like_inputs(baselines, f)).here
+
+
+def here(value: float) -> Reference:
+    """A constant at the very site."""
+    return lambda f: tuple(torch.full_like(t, value) for t in f.here)
+
+
+def mean(data: Tensor | tuple[Tensor, ...]) -> Reference:
+    """The mean of a data set [M, ...]."""
+    data = (data,) if isinstance(data, Tensor) else data
+    return through(tuple(t.float().mean(0, keepdim=True).to(t.dtype) for t in data))
+
+
+def blur(sigma: float = 3.0) -> Reference:
+    """The pictures themselves, blurred by a Gaussian of ``sigma`` pixels (Fong, Vedaldi, ICCV 2017)."""
+
+    def blurred(t: Tensor) -> Tensor:
+        from scipy.ndimage import gaussian_filter
+
+        widths = (0.0,) * (t.ndim - 2) + (sigma,) * 2
+        return torch.from_numpy(gaussian_filter(t.detach().double().cpu().numpy(), widths)).to(t)
+
+    return lambda f: through(tuple(blurred(t) for t in f.inputs))(f)
+
+
+def among(data: Tensor | tuple[Tensor, ...], seed: int = 0) -> Reference:
+    """A row of a data set [M, ...] for each example, drawn by key (the marginal distribution)."""
+    data = (data,) if isinstance(data, Tensor) else data
+
+    def drawn(f: Probe) -> Tensors:
+        point = f.to(at=Input()).point
+        pick = (Noise(seed, "reference", identities(point)).uniform(1, point.double()) * len(data[0])).long().squeeze(1)
+        return through(tuple(t.to(f.device)[pick] for t in data))(f)
+
+    return drawn
+
+
+def _like_inputs(baselines: Any, f: Probe) -> Tensors:
+    if isinstance(baselines, Mapping) and f.names is not None:
+        baselines = tuple(baselines.get(n) for n in f.names)
+    if not isinstance(baselines, tuple | list):
+        baselines = (baselines,) * (len(f.inputs) if not isinstance(baselines, Tensor) else 1)
+    if len(baselines) != len(f.inputs):
+        raise ValueError(f"baselines must have one entry for each of the {len(f.inputs)} inputs, got {len(baselines)}")
+    return tuple(_like(b, x, i) for i, (b, x) in enumerate(zip(baselines, f.inputs, strict=True)))
+
+
+def _like(b: Any, x: Tensor, i: int) -> Tensor:
+    if b is None or isinstance(b, int | float):
+        return torch.full_like(x, b or 0)
+    if not isinstance(b, Tensor):
+        raise TypeError(f"baselines must be None, numbers or tensors, got {type(b).__name__} for input {i}")
+    try:
+        return b.detach().to(x).expand(x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"baselines of shape {tuple(b.shape)} do not fit input {i} of shape {tuple(x.shape)}; "
+            f"expected a number, [1, ...] or [{len(x)}, ...]"
+        ) from None

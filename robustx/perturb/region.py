@@ -1,0 +1,95 @@
+"""Regions: which perturbed points are allowed."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..engine.packing import Packing, Tensors, finest
+from ..engine.randomness import Noise
+from .norms import Norm
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Near the centre, inside the box, moving only where free; row by row.
+
+    Args:
+        centre: [B, D], inside the box.
+        norm: how far is measured.
+        radius: [B], in input units (a count for L0).
+        low, high: the box, broadcastable to [B, D]; may be infinite.
+        free: [B, D] booleans, where elements may move; None: everywhere.
+    """
+
+    centre: Tensor
+    norm: Norm
+    radius: Tensor
+    low: Tensor
+    high: Tensor
+    free: Tensor | None = None
+
+    def to(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+    def at(self, rows: Tensor) -> Self:
+        """The region of some rows (indices or booleans)."""
+
+        def some(t: Tensor) -> Tensor:
+            return t[rows] if t.ndim == 2 and len(t) == len(self.centre) else t
+
+        free = None if self.free is None else self.free[rows]
+        return self.to(
+            centre=self.centre[rows],
+            radius=self.radius[rows],
+            low=some(self.low),
+            high=some(self.high),
+            free=free,
+        )
+
+    def room(self, z: Tensor, way: Tensor) -> Tensor:
+        """How far each element of ``z`` may go in the direction of ``way``'s sign before it meets the box [N, D]."""
+        room = torch.where(way > 0, self.high - z, z - self.low).clamp(min=0)
+        return room if self.free is None else torch.where(self.free, room, 0)
+
+    def project(self, z: Tensor) -> Tensor:
+        """The nearest allowed point to each row of ``z``."""
+        move = z - self.centre
+        inside = self.centre + self.norm.project(move, self.radius, self.room(self.centre, move))
+        return torch.minimum(torch.maximum(inside, self.low), self.high)
+
+    def usable(self, z: Tensor, way: Tensor) -> Tensor:
+        """The part of a direction along which ``z`` can move at all: free, and not blocked by the box."""
+        return torch.where(self.room(z, way) > 0, way, 0)
+
+    def step(self, z: Tensor, way: Tensor, length: Tensor) -> Tensor:
+        """The move of ``length`` [N] that climbs most along ``way`` inside the box, and back into the ball."""
+        return self.project(z + self.norm.steepest(way, length, self.room(z, way)))
+
+    def draw(self, noise: Noise) -> Tensor:
+        """A random allowed point for each row (uniform in the ball, then the nearest allowed one)."""
+        low, high = self.low - self.centre, self.high - self.centre
+        return self.project(self.centre + self.norm.draw(noise, self.radius, low, high))
+
+    def size(self, z: Tensor) -> Tensor:
+        """How far ``z`` is from the centre [N], measured in the finest dtype of the device."""
+        return self.norm.size(finest(z) - finest(self.centre)).to(z.dtype)
+
+    def settle(self, z: Tensor, packing: Packing) -> Tensors:
+        """``z`` unpacked, as its own dtypes can hold it: rows that rounding took out of the ball are drawn back.
+
+        Addition and conversion round, so a point on the ball's surface may end outside by the last digit; its
+        elements then move to the next number towards the centre.
+        """
+        held, home = packing.unpack(z), packing.unpack(self.centre)
+        centre, radius = finest(packing.pack(home)), finest(self.radius)
+        for _ in range(4):
+            over = self.norm.size(finest(packing.pack(held)) - centre) > radius
+            if not over.any():
+                break
+            inwards = (torch.where(h == c, h, torch.nextafter(h, c)) for h, c in zip(held, home, strict=True))
+            held = tuple(
+                torch.where(over.reshape(-1, *[1] * (h.ndim - 1)), n, h) for h, n in zip(held, inwards, strict=True)
+            )
+        return held

@@ -1,0 +1,182 @@
+"""Models and data by name: one door to the embedded default, to torchvision, and to anything of the user's.
+
+=========================================  =================================================================
+name                                       what it opens
+=========================================  =================================================================
+``digits``, ``digits-robust``              a small CNN on 8x8 digits, trained normally and adversarially
+``breast-cancer``                          a small MLP on a table of 30 measurements
+``torchvision:resnet18@IMAGENET1K_V1``     torchvision's model and weights (``@none``: random) on [0, 1]
+``torchvision:CIFAR10``                    torchvision's data set, from the folder ``root``
+``package.module:name``                    a model, or what returns one; data, or what returns them
+``package.module:name@file.safetensors``   the same model with the weights of a file
+``...?key=value&key=value``                the same, called with these arguments
+=========================================  =================================================================
+
+Models come on the CPU and in eval mode. Weights are never unpickled: the zoo reads safetensors, and
+torchvision's own downloads with ``weights_only``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from . import embedded, vision
+from .address import call, find, near, parameters, parse, user_model, working_directory
+from .dataset import Bound, Column, Data, as_data
+from .networks import Normalized, digits_cnn, table_mlp
+
+__all__ = [
+    "Column",
+    "Data",
+    "Entry",
+    "Normalized",
+    "as_data",
+    "data",
+    "digits_cnn",
+    "load",
+    "model",
+    "names",
+    "table_mlp",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A model with data for it; unpacks as ``model, data = entry``.
+
+    `about` is what the weight file of an embedded model says of itself (script, seed, accuracies).
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    data: Data
+    about: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.data))
+
+
+def names() -> tuple[str, ...]:
+    """The embedded models; each brings its data."""
+    return tuple(embedded.MODELS)
+
+
+def load(
+    name: str,
+    data: Any = None,
+    *,
+    split: str | None = None,
+    root: str | None = None,
+    limit: int | None = None,
+    bounds: tuple[Bound, Bound] | None = None,
+) -> Entry:
+    """A model and data for it, by name.
+
+    An embedded model brings its own data; any other model needs `data`, which like the further arguments is
+    that of `robustx.zoo.data`.
+
+    >>> from robustx import zoo
+    >>> model, data = zoo.load("digits")
+    >>> data
+    Data('digits', split='test', 450 of 1x8x8, 10 classes)
+    >>> bool((model(data.x).argmax(1) == data.y).float().mean() > 0.97)
+    True
+    >>> zoo.data("breast-cancer").columns[20]
+    Column(name='worst radius', unit='length units', low=7.93, high=36.04)
+
+    Raises ValueError for unknown names, with the nearest known ones, and whatever `model` and `data` raise.
+    """
+    net = model(name)
+    if data is None:
+        if name not in embedded.MODELS:
+            raise ValueError(f"{name!r} brings no data of its own; name some: load({name!r}, data='digits')")
+        data = embedded.MODELS[name][1]
+    like = name if name.startswith("torchvision:") else None
+    samples = _data(data, split=split, root=root, limit=limit, bounds=bounds, like=like)
+    return Entry(name, net, samples, embedded.metadata(name) if name in embedded.MODELS else {})
+
+
+def model(name: str) -> nn.Module:
+    """A model by name, on the CPU and in eval mode. The forms of a name stand in `robustx.zoo`.
+
+    A module named by ``package.module:name`` is copied, so that the user's own stays as it is. torchvision's
+    models are wrapped in `Normalized` and take inputs in [0, 1].
+
+    Raises ValueError for unknown names, options that do not fit, and weights that are not a safetensors file
+    or do not fit; FileNotFoundError, ModuleNotFoundError; TypeError for what is no model; ConnectionError
+    where torchvision's weights cannot be fetched; ImportError where torchvision is missing or does not match
+    torch.
+    """
+    if ":" not in name:
+        if name not in embedded.MODELS:
+            raise _unknown("model", name, embedded.MODELS)
+        net = embedded.model(name)
+    elif name.startswith("torchvision:"):
+        net = vision.torchvision_model(parse(name))
+    else:
+        net = user_model(parse(name))
+    return net.cpu().eval()
+
+
+def data(
+    source: Any,
+    *,
+    split: str | None = None,
+    root: str | None = None,
+    limit: int | None = None,
+    bounds: tuple[Bound, Bound] | None = None,
+) -> Data:
+    """Labelled samples by name, or from what `as_data` takes (tensors, a Dataset, a DataLoader).
+
+    `split` is "train" or "test" (the default) for the embedded data; elsewhere it goes to a data set or
+    callable that takes `split` or `train`, under that source's own names. `root` is the folder of a
+    torchvision data set. At most `limit` samples are read; `bounds` are the least and greatest input, (0, 1)
+    unless given.
+
+    Raises ValueError for unknown names and splits and for data that do not fit together, FileNotFoundError
+    for a data set that is not under its root, TypeError for what is no data.
+    """
+    return _data(source, split=split, root=root, limit=limit, bounds=bounds, like=None)
+
+
+def _data(
+    source: Any,
+    *,
+    split: str | None,
+    root: str | None,
+    limit: int | None,
+    bounds: tuple[Bound, Bound] | None,
+    like: str | None,
+) -> Data:
+    """`data`, with images resized and cropped for the torchvision model `like`."""
+    named = isinstance(source, str)
+    if root is not None and not (named and source.startswith("torchvision:")):
+        raise ValueError(f"root is the folder of a torchvision data set, got root={root!r} for another; leave it out")
+    if split is not None and not named:
+        raise ValueError(f"split chooses among named data, got split={split!r} with the data themselves; leave it out")
+    if not named:
+        return as_data(source, limit=limit, bounds=bounds)
+    if ":" not in source:
+        if source not in embedded.DATA:
+            raise _unknown("data", source, embedded.DATA)
+        return as_data(embedded.DATA[source](split or "test"), limit=limit, bounds=bounds)
+    address = parse(source)
+    with working_directory(), vision.bounded_images():
+        if address.module == "torchvision":
+            found = vision.torchvision_data(address, split, root, parse(like) if like else None)
+        else:
+            found = find(address)
+            if callable(found) and not isinstance(found, nn.Module):
+                found = call(found, address, **vision.split_options(parameters(found), address, split))
+            elif address.options or split:
+                raise ValueError(f"{source!r} is data already and takes neither options nor a split")
+        return as_data(found, source, limit=limit, bounds=bounds, split=split or "")
+
+
+def _unknown(what: str, name: str, known: Mapping[str, Any]) -> ValueError:
+    return ValueError(
+        f"no {what} is named {name!r}{near(name, known)}; expected {', '.join(known)}, 'torchvision:name' or "
+        "'package.module:name'"
+    )

@@ -1,0 +1,64 @@
+"""The architectures of the embedded models, and the normalisation that torchvision's models expect."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def digits_cnn() -> nn.Sequential:
+    """A convolutional network for 8x8 digits: [N, 1, 8, 8] in [0, 1] to logits [N, 10]; 21,546 parameters.
+
+    No dropout and no batch normalisation, so it computes the same in train and in eval mode.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 16, 3, padding=1),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(16, 32, 3, padding=1),
+            relu2=nn.ReLU(),
+            pool=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(32 * 4 * 4, 32),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(32, 10),
+        )
+    )
+
+
+def table_mlp(columns: int = 30, hidden: int = 16, classes: int = 2) -> nn.Sequential:
+    """A network with two hidden layers for a table: [N, columns] in [0, 1] to logits [N, classes]."""
+    return nn.Sequential(
+        OrderedDict(
+            fc1=nn.Linear(columns, hidden),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(hidden, hidden),
+            relu2=nn.ReLU(),
+            fc3=nn.Linear(hidden, classes),
+        )
+    )
+
+
+class Normalized(nn.Module):
+    """A model of normalised inputs as a model of inputs in [0, 1]: ``model((x - mean) / std)``.
+
+    x is [N, C, ...]; mean and std hold one number per channel, as in torchvision's ``Normalize``. With the
+    normalisation inside the model, perturbations are measured in pixels and the bounds are (0, 1).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        # beside the model, not in its state_dict: the weights stay the wrapped model's own
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.dim() - 2))  # one number per channel, whatever follows
+        mean, std = self.mean.to(x.dtype).view(shape), self.std.to(x.dtype).view(shape)
+        logits: Tensor = self.model((x - mean) / std)
+        return logits
