@@ -320,6 +320,8 @@ def test_what_a_model_may_not_be(mine, name, error, message):
         ((torch.full((2, 2), torch.nan), torch.arange(2)), {}, ValueError, "reaches from nan to nan"),
         ((torch.rand(3, 2),), {}, TypeError, "must give pairs .sample, label., got 1 values"),
         ([(torch.rand(2), 0), (torch.rand(3), 1)], {}, ValueError, r"one shape, got \(2,\) and \(3,\)"),
+        ([], {}, ValueError, "'data' holds no samples"),
+        (DataLoader([]), {}, ValueError, "'data' holds no samples"),
         ([(torch.rand(2), {})], {}, TypeError, "holds a dict where a tensor is needed"),
     ],
 )
@@ -504,7 +506,7 @@ def test_a_torchvision_that_does_not_work(tmp_path, code, message):
 def test_torchvision_data_by_its_name():
     data = zoo.data("torchvision:FakeData?size=6&image_size=(3,20,24)&num_classes=4", limit=5)
     assert data.x.shape == (5, 3, 20, 24) and data.kind == "image" and data.bounds == (0.0, 1.0)
-    assert 0 <= data.x.min() and data.x.max() <= 1 and set(data.y.tolist()) <= set(range(4))
+    assert data.x.min() >= 0 and data.x.max() <= 1 and data.y.max() < 4
 
 
 def test_images_are_cropped_for_the_model():

@@ -292,12 +292,12 @@ def labels(y: Any, f: Probe) -> Tensor:
     """
     if isinstance(y, tuple) or (isinstance(y, list) and y and isinstance(y[0], tuple)):
         raise ValueError(f"y must hold one class per example, got {y!r}; for positions in larger outputs give a goal")
-    y = torch.as_tensor(y, device=f.device)
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"y must hold classes as integers, got {y.dtype}; use y.long() (or argmax for one-hot rows)")
-    if y.numel() not in (1, f.examples) or y.ndim > 1:
-        raise ValueError(f"y must be one class or one per example [{f.examples}], got shape {tuple(y.shape)}")
-    return y.long().reshape(-1).expand(f.examples)
+    given: Tensor = torch.as_tensor(y, device=f.device)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise ValueError(f"y must hold classes as integers, got {given.dtype}; use y.long() (argmax for one-hot rows)")
+    if given.numel() not in (1, f.examples) or given.ndim > 1:
+        raise ValueError(f"y must be one class or one per example [{f.examples}], got shape {tuple(given.shape)}")
+    return given.long().reshape(-1).expand(f.examples)
 
 
 def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:

@@ -50,24 +50,31 @@ class Norm(ABC):
         return type(self).__name__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linf(Norm):
-    """The largest change of any element."""
+    """The largest change of any element, in units of ``scale`` [D] where elements have units of their own."""
+
+    scale: Tensor | None = None
 
     def size(self, d: Tensor) -> Tensor:
+        d = d if self.scale is None else d / self.scale.to(d)
         return d.abs().amax(1) if d.shape[1] else d.new_zeros(len(d))
 
     def dual(self, g: Tensor) -> Tensor:
-        return g.abs().sum(1)
+        return (g.abs() * self._units(torch.ones_like(g[:, 0]), g)).sum(1) if g.shape[1] else g.new_zeros(len(g))
+
+    def _units(self, length: Tensor, like: Tensor) -> Tensor:
+        scale = torch.ones_like(like[:1]) if self.scale is None else self.scale.to(like)
+        return length[:, None] * scale
 
     def steepest(self, g: Tensor, length: Tensor, room: Tensor | None = None) -> Tensor:
-        return g.sign() * _within(length[:, None].expand_as(g), room)
+        return g.sign() * _within(self._units(length, g), room)
 
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
-        return d.sign() * torch.minimum(_within(d.abs(), room), radius[:, None])
+        return d.sign() * torch.minimum(_within(d.abs(), room), self._units(radius, d))
 
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return (noise.uniform(low.shape[1], low) * 2 - 1) * radius[:, None]
+        return (noise.uniform(low.shape[1], low) * 2 - 1) * self._units(radius, low)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def read_metadata(file: str | Path) -> dict[str, str]:
     from safetensors import safe_open
 
     with safe_open(_weight_file(file), framework="pt") as opened:
-        return dict(opened.metadata() or {})
+        return dict(sorted((opened.metadata() or {}).items()))  # stored in any order
 
 
 def _weight_file(file: str | Path) -> Path:

@@ -109,7 +109,7 @@ def as_data(
     elsewhere the first.
 
     Raises TypeError for another form, ValueError for lengths that differ, labels that are not whole numbers
-    from 0 on, samples of different shapes, values outside the bounds, and a ``Dataset`` of more than 4 GiB.
+    from 0 on, no samples, samples of different shapes, values outside the bounds, and a ``Dataset`` of more than 4 GiB.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 sample, got {limit}")
@@ -157,13 +157,17 @@ def _read(source: Any, name: str, limit: int | None) -> tuple[Tensor, Tensor, Te
             seen += len(ys[-1])
             if limit is not None and seen >= limit:
                 break
+        if not seen:
+            raise ValueError(f"{name!r} holds no samples")
         return torch.arange(seen)[:limit], torch.cat(xs)[:limit], torch.cat(ys)[:limit]
     if isinstance(source, tuple):
         x, y = (_tensor(part, name)[:limit] for part in _pair(source, name))
         return torch.arange(len(x)), x, y
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         count = len(source) if limit is None else min(limit, len(source))
-        index = torch.arange(count) * len(source) // max(count, 1)
+        if not count:
+            raise ValueError(f"{name!r} holds no samples")
+        index = torch.arange(count) * len(source) // count
         xs, ys = [], []
         for i in index.tolist():
             x, y = (_tensor(part, name) for part in _pair(source[i], name))

@@ -1,0 +1,88 @@
+"""The command line: ``robustx COMMAND ...``, the same as ``python -m robustx COMMAND ...``.
+
+Results go to standard output, everything else to standard error. Exit codes:
+
+====  =======================================================================================
+code  meaning
+====  =======================================================================================
+0     done
+1     done, and the answer is no: nothing was found, a requirement was missed, a check failed
+2     bad arguments or input; one sentence says what came, what was expected and the way out
+3     something failed that should not have; ``--debug`` shows where
+130   interrupted; what was finished is kept
+====  =======================================================================================
+
+A command is a module of this package with the one function ``run(arguments) -> exit code``. It is imported
+when it is asked for, so that ``--help`` loads neither torch nor numpy.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from .parser import build
+
+DONE, NO, BAD, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+USERS = (ValueError, TypeError, OSError, ImportError, MemoryError)
+"""Errors that tell the user what to mend (OSError: files, the network)."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt, after which the command says what was kept and how to go on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Wrong usage raises SystemExit(2), as argparse does."""
+    arguments = build().parse_args(argv)
+    with _plain_warnings(f"robustx {arguments.command}"):
+        return _run(arguments)
+
+
+def _run(arguments: Namespace) -> int:
+    name = f"robustx {arguments.command}"
+    try:
+        run = import_module(f".{arguments.command}", __package__).run
+        code: int = run(arguments)
+        sys.stdout.flush()  # a closed pipe shows here, not when Python ends
+        return code
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "nothing was finished yet; the same command starts again"
+        return _said(f"{name}: interrupted; {told}", INTERRUPTED)
+    except BrokenPipeError:  # the reader has seen enough: `robustx ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        told = " ".join(str(error).split())
+        if isinstance(error, USERS) or type(error).__name__ == "ModelError":
+            return _said(f"{name}: {told or type(error).__name__}", BAD)
+        more = "" if arguments.debug else "; --debug shows where"
+        return _said(f"{name}: failed unexpectedly: {type(error).__name__}: {told}{more}", FAILED)
+
+
+def _said(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _plain_warnings(name: str) -> Iterator[None]:
+    """Warnings as one line on standard error, without the line of code that gave them."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        print(f"{name}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+__all__ = ["main"]

@@ -1,0 +1,336 @@
+"""What can be asked: the commands, their arguments and their help. Imports nothing that is slow."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .. import __version__
+
+INTRO = """\
+How little must change before a PyTorch model changes its mind, and why?
+
+start here:
+  robustx evaluate digits                      both digits models: accuracy, robustness, a report
+  robustx attack digits --limit 32             inputs that fool the model
+  robustx explain digits --row 3               what its answer rests on
+  robustx counterfactual breast-cancer --row 3 what would have to be different
+  robustx doctor                               is this installation sound?
+"""
+
+CODES = """\
+exit codes: 0 done; 1 done, and the answer is no; 2 bad arguments or input; 3 failed unexpectedly; 130 interrupted
+robustx COMMAND --help explains a command, with examples. Results go to standard output, progress to standard error.
+"""
+
+NAMES = """\
+models and data:
+  digits, digits-robust, breast-cancer         embedded; each model brings its data
+  package.module:name                          yours: a torch.nn.Module or what returns one; (x, y) tensors, a
+                                               Dataset, a DataLoader or what returns them; ?key=value calls it so
+  torchvision:resnet18@IMAGENET1K_V1           torchvision's models and data sets by their own names
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one sentence, and with teaching help."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def build() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog="robustx", description=INTRO, epilog=CODES)
+    parser.add_argument("--version", action="version", version=f"robustx {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    for add in (_evaluate, _attack, _counterfactual, _explain, _report, _doctor):
+        add(commands)
+    return parser
+
+
+def _evaluate(commands: Any) -> None:
+    p = _command(
+        commands,
+        "evaluate",
+        "How robust is a model? Accuracy against budget, minimal distances, explained samples, a report.",
+        """\
+examples:
+  robustx evaluate digits                                both digits models, under a minute on two cores
+  robustx evaluate breast-cancer --norm L2 --eps 0.2,0.5,1
+  robustx evaluate digits --model digits-robust --require 0.5
+  robustx evaluate --model mine:net --data mine:test --weights net.safetensors --eps 2/255,4/255,8/255
+
+Interrupted or killed, a run keeps every block that was finished; the same command goes on with it. Exit code 1
+says that a model's robust accuracy at the largest budget is below --require.
+""",
+    )
+    _subject(p, several=True)
+    p.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
+    p.add_argument(
+        "--eps",
+        type=numbers,
+        metavar="E[,E...]",
+        help="budgets of the security curve, in input units (default: what suits the norm and inputs in [0, 1])",
+    )
+    p.add_argument("--steps", type=count, metavar="N", help="steps of PGD for each budget")
+    p.add_argument("--limit", type=count, metavar="N", help="evaluate at most N samples (default: all)")
+    p.add_argument("--explain", type=whole, metavar="N", help="samples that are explained in the report")
+    p.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    p.add_argument("--require", type=share, metavar="A", help="least robust accuracy, 0 to 1; below it, exit code 1")
+    p.add_argument("--out", metavar="DIR", help="the run folder (default: runs/NAME)")
+    _manner(p)
+
+
+def _attack(commands: Any) -> None:
+    p = _command(
+        commands,
+        "attack",
+        "Which inputs fool a model? Looks for them near the given samples and writes them.",
+        """\
+examples:
+  robustx attack digits --attack pgd --norm Linf --eps 0.1 --limit 32 --out adversarial
+  robustx attack digits --attack bisection --eps 1 --limit 8        the nearest that is found, up to 1
+  robustx attack digits --target 3 --limit 8                        only the answer 3 counts
+  robustx attack --model mine:net --data mine:test --eps 8/255 --set targets=9 --set restarts=5
+
+--out receives adversarial.safetensors (x, adversarial, label, index), samples.csv (one line a sample, distances in
+all norms), attack.json (settings and totals) and, for images, adversarial.png. Exit code 1 says that no sample
+was fooled.
+""",
+    )
+    _subject(p)
+    p.add_argument("--attack", default="pgd", metavar="NAME", help="fgsm, pgd or bisection (default: pgd)")
+    p.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
+    p.add_argument(
+        "--eps",
+        type=number,
+        metavar="E",
+        help="most change, in input units, such as 0.1 or 8/255; for bisection the largest that is tried "
+        "(default: Linf 0.1, L2 1, L1 4, L0 4 elements)",
+    )
+    p.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
+    p.add_argument("--loss", choices=("ce", "margin", "dlr"), default="ce", help="what is climbed (default: ce)")
+    p.add_argument("--steps", type=count, metavar="N", help="gradient steps (default: 40)")
+    p.add_argument("--restarts", type=count, metavar="N", help="attempts, the later ones from random points (default: 1)")
+    p.add_argument(
+        "--set",
+        dest="options",
+        action="append",
+        default=[],
+        type=setting,
+        metavar="NAME=VALUE",
+        help="any further argument of the attack's class, such as targets=9 or rounds=16",
+    )
+    p.add_argument("--limit", type=count, metavar="N", help="attack at most N samples (default: all)")
+    p.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    p.add_argument("--batch-size", type=count, default=64, metavar="N", help="samples at a time (default: 64)")
+    p.add_argument("--out", metavar="DIR", help="write what was found to this folder")
+    _manner(p)
+
+
+def _counterfactual(commands: Any) -> None:
+    p = _command(
+        commands,
+        "counterfactual",
+        "What would have to be different for another answer? The fewest features, and what each contributes.",
+        """\
+examples:
+  robustx counterfactual breast-cancer --row 3                      in the table's own units
+  robustx counterfactual breast-cancer --row 3 --keep 'worst area' --keep 'worst radius'
+  robustx counterfactual digits --row 3 --target 8 --out picture    superpixels of an image
+  robustx counterfactual --model mine:net --data mine:test --row 0
+
+A feature is a column of a table or a superpixel of an image. --out receives counterfactual.safetensors,
+counterfactual.json and a picture. Exit code 1 says that nothing was found.
+""",
+    )
+    _subject(p)
+    _row(p)
+    p.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
+    p.add_argument(
+        "--keep", action="append", default=[], metavar="COLUMN", help="a column that must not change (repeatable)"
+    )
+    p.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
+    p.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    p.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")
+    _manner(p)
+
+
+def _explain(commands: Any) -> None:
+    p = _command(
+        commands,
+        "explain",
+        "What does a model's answer rest on? Shares one output out over the parts of the input.",
+        """\
+examples:
+  robustx explain digits --row 3                                    integrated gradients, ranked pixels
+  robustx explain digits --row 3 --method feature-ablation --segments 16 --out picture
+  robustx explain breast-cancer --row 3 --baseline mean             ranked columns, in the table's units
+  robustx explain --model mine:net --data mine:test --row 0 --target 2
+
+What is explained is the model's raw output for one class. --out receives attribution.safetensors, attribution.csv
+(one line a part) and attribution.png.
+""",
+    )
+    _subject(p)
+    _row(p)
+    p.add_argument(
+        "--method",
+        default="integrated-gradients",
+        metavar="NAME",
+        help="integrated-gradients, saliency or feature-ablation (default: integrated-gradients)",
+    )
+    p.add_argument("--target", metavar="CLASS", help="the class explained, by name or number (default: the answer)")
+    p.add_argument(
+        "--baseline",
+        type=baseline,
+        default=0.0,
+        metavar="VALUE",
+        help="what to compare with, in input units: a number, or mean for the mean of the data (default: 0)",
+    )
+    p.add_argument("--steps", type=count, metavar="N", help="points on the path of integrated gradients (default: 50)")
+    p.add_argument(
+        "--segments", type=count, metavar="N", help="superpixels that feature ablation takes away (default: each pixel)"
+    )
+    p.add_argument("--top", type=count, default=10, metavar="N", help="how many parts are listed (default: 10)")
+    p.add_argument("--out", metavar="DIR", help="write numbers and a picture to this folder")
+    _manner(p)
+
+
+def _report(commands: Any) -> None:
+    p = _command(
+        commands,
+        "report",
+        "Make the report of a run again, from what the run folder holds.",
+        """\
+examples:
+  robustx report runs/digits
+
+The report is one HTML file that needs no network. Nothing is evaluated, so an unfinished run has one too.
+""",
+    )
+    p.add_argument("run", metavar="RUN", help="the run folder that robustx evaluate wrote")
+    _manner(p)
+
+
+def _doctor(commands: Any) -> None:
+    p = _command(
+        commands,
+        "doctor",
+        "Is this installation sound? Versions, devices, threads, and what to do about what is not.",
+        """\
+examples:
+  robustx doctor
+  robustx doctor --json
+
+Exit code 1 says that something must be mended.
+""",
+    )
+    _manner(p)
+
+
+def _command(commands: Any, name: str, purpose: str, examples: str) -> Parser:
+    parser: Parser = commands.add_parser(name, help=purpose.partition("? ")[0] + ("?" if "? " in purpose else ""))
+    parser.description, parser.epilog = purpose, examples
+    return parser
+
+
+def _subject(p: Parser, several: bool = False) -> None:
+    group = p.add_argument_group("model and data")
+    group.add_argument("name", nargs="?", metavar="NAME", help="an embedded model with its data: digits, ...")
+    group.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="a model by name, or package.module:callable" + (" (repeatable)" if several else ""),
+    )
+    group.add_argument("--data", metavar="DATA", help="labelled samples by name, or package.module:callable")
+    group.add_argument("--weights", metavar="FILE", help="the model's weights, a .safetensors file")
+    group.add_argument("--split", metavar="SPLIT", help="which part of the data, train or test (default: test)")
+    group.add_argument("--root", metavar="DIR", help="the folder of a torchvision data set")
+    group.add_argument(
+        "--bounds",
+        nargs=2,
+        type=number,
+        metavar=("LOW", "HIGH"),
+        help="least and greatest value of an input (default: 0 1)",
+    )
+    group.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    p.epilog = f"{NAMES}\n{p.epilog or ''}"
+
+
+def _row(p: Parser) -> None:
+    p.add_argument("--row", type=whole, default=0, metavar="N", help="which sample of the data, from 0 (default: 0)")
+    p.add_argument("--limit", type=count, metavar="N", help="read at most N samples, for large data sets (default: all)")
+
+
+def _manner(p: Parser) -> None:
+    p.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+    p.add_argument("--quiet", action="store_true", help="no progress bars (there are none without a terminal)")
+    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: 1 for small models, else torch's)")
+    p.add_argument("--debug", action="store_true", help="show where an error came from")
+
+
+def number(text: str) -> float:
+    """A number, or a fraction such as 8/255."""
+    above, over, below = text.partition("/")
+    try:
+        return float(above) / float(below) if over else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number such as 0.1 or 8/255, got {text!r}") from None
+
+
+def numbers(text: str) -> list[float]:
+    """Numbers, separated by commas."""
+    return [number(part) for part in text.split(",")]
+
+
+def whole(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1 such as 0.5, got {text!r}")
+    return value
+
+
+def baseline(text: str) -> float | str:
+    """A number, or the word ``mean``."""
+    return text if text == "mean" else number(text)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``name=value`` with a Python literal, or else a string, as value."""
+    import ast
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE such as rounds=16, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line, for tests."""
+    return build().parse_args(argv)

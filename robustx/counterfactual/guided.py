@@ -1,0 +1,331 @@
+"""Counterfactuals: few features, chosen, checked and explained by attributions."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attacks.base import labels, packed
+from ..attribution.shapley import shapley
+from ..engine.guard import guarded
+from ..engine.memory import Pace
+from ..engine.packing import finest
+from ..engine.probe import Door, Probe
+from ..engine.scores import Everything
+from ..perturb.features import Partition, from_masks
+from ..perturb.goals import Goal, Leave, Reach, as_logits
+from ..perturb.references import blur, through
+from .domain import Domain, Move, Replace, change
+from .result import CounterfactualResult
+
+
+@dataclass(eq=False)
+class Best:
+    """The smallest set of features that reaches the goal, so far, and its point; for each example."""
+
+    z: Tensor  # [B, Z]
+    margin: Tensor  # [B]
+    sets: Tensor  # [B, F]
+
+    @property
+    def count(self) -> Tensor:
+        """How many features change [B]; one more than there are where nothing was found."""
+        return torch.where(self.margin > 0, self.sets.sum(1), self.sets.shape[1] + 1)
+
+    def offer(self, rows: Tensor, z: Tensor, margin: Tensor, sets: Tensor) -> None:
+        """Takes what is smaller, or as small and surer; where nothing has worked yet, what came nearest.
+
+        The same example may be offered several points at once.
+        """
+        count = torch.where(margin > 0, sets.sum(1), sets.shape[1] + 1)
+        offers = zip(count.tolist(), (-margin).tolist(), range(len(rows)), strict=True)
+        first: dict[int, tuple[float, float, int]] = {}
+        for r, offer in zip(rows.tolist(), offers, strict=True):
+            first[r] = min(first.get(r, offer), offer)
+        now = list(zip(self.count.tolist(), (-self.margin).tolist(), strict=True))
+        better = {r: i for r, (c, m, i) in first.items() if (c, m) < now[r]}
+        if better:
+            to = torch.tensor(list(better), device=z.device)
+            of = torch.tensor(list(better.values()), device=z.device)
+            self.z[to], self.margin[to], self.sets[to] = z[of], margin[of], sets[of]
+
+
+def guided(domain: Domain, movable: Tensor, budget: int) -> tuple[Best, Tensor]:
+    """The smallest set of features that reaches the goal, and up to what size all sets were tried [B].
+
+    Attributions towards what the domain allows rank the features; the leading ones are tried together, few or
+    many, for all rankings in one batch; what can be taken back is taken back; and as long as there are at most
+    ``budget`` sets of a smaller size, all of them are tried.
+    """
+    f = domain.probe
+    best = Best(domain.home.clone(), f.value(domain.home), torch.zeros_like(movable))
+    todo = (~(best.margin > 0)).nonzero().squeeze(1)
+    tried = torch.zeros_like(best.sets[:, 0], dtype=torch.long)
+    if not len(todo):
+        return best, tried
+    ranks = [a.masked_fill(~movable, -torch.inf).argsort(1, descending=True).argsort(1) for a in domain.rankings()]
+    _leading(domain, best, todo, ranks, movable)
+    _drop(domain, best)
+    _exhaust(domain, best, todo, movable, budget, tried)
+    while True:
+        found = (best.margin > 0).nonzero().squeeze(1)
+        z = domain.refine(best.z[found], found, best.sets[found])
+        best.z[found], best.margin[found] = z, f.value(z, found)
+        if not _revert(domain, best):
+            return best, tried
+
+
+def _try(domain: Domain, best: Best, rows: Tensor, sets: Tensor) -> None:
+    size = max(1, 2**24 // max(domain.home.shape[1], 1))  # rows of points held at once
+    for r, s in zip(rows.split(size), sets.split(size), strict=True):
+        start = domain.back(best.z[r], r, ~s)
+        found = domain.attempt(r, s, start)
+        best.offer(r, found.z, found.margin, s)
+
+
+def _leading(domain: Domain, best: Best, todo: Tensor, ranks: list[Tensor], movable: Tensor) -> None:
+    """Doubles the number of leading features until they do, then bisects between."""
+    low = torch.zeros_like(best.count)  # failed
+    high = torch.full_like(low, movable.shape[1] + 1)  # worked
+    top = movable.sum(1)
+    k = torch.ones_like(low)
+    left = todo[top[todo] > 0]
+    while len(left):
+        rows = left.repeat(len(ranks))
+        sets = torch.cat([(rank[left] < k[left, None]) & movable[left] for rank in ranks])
+        _try(domain, best, rows, sets)
+        worked = best.count[left] <= k[left]
+        high[left] = torch.where(worked, torch.minimum(best.count[left], k[left]), high[left])
+        low[left] = torch.where(worked, low[left], k[left])
+        bound = torch.minimum(high, top + 1)
+        open_ = bound - low > 1
+        k = torch.where(high <= movable.shape[1], (low + bound) // 2, torch.minimum(2 * low, top))
+        left = left[open_[left] & (low[left] < top[left])]
+
+
+def _drop(domain: Domain, best: Best) -> None:
+    """Takes one feature out of each set, as long as the rest can still do it."""
+    while True:
+        before = best.count.clone()
+        found = ((best.margin > 0) & (before > 1)).nonzero().squeeze(1)
+        pairs = best.sets[found].nonzero()
+        if not len(pairs):
+            return
+        rows = found[pairs[:, 0]]
+        sets = best.sets[rows].scatter(1, pairs[:, 1:], False)
+        _try(domain, best, rows, sets)
+        if torch.equal(best.count, before):
+            return
+
+
+def _exhaust(domain: Domain, best: Best, todo: Tensor, movable: Tensor, budget: int, tried: Tensor) -> None:
+    """Tries all sets of one feature, of two..., of those rows that need more."""
+    can = movable.sum(1)
+    for size in range(1, movable.shape[1] + 1):
+        few = torch.tensor([comb(c, size) <= budget for c in can[todo].tolist()], device=todo.device)
+        rows = todo[few & (best.count[todo] > size) & (can[todo] >= size) & (tried[todo] == size - 1)]
+        if not len(rows):
+            return
+        pairs = [(r, c) for r in rows.tolist() for c in combinations(movable[r].nonzero().squeeze(1).tolist(), size)]
+        members = torch.tensor([c for _, c in pairs], device=rows.device)
+        sets = torch.zeros(len(pairs), movable.shape[1], dtype=torch.bool, device=rows.device).scatter(1, members, True)
+        _try(domain, best, torch.tensor([r for r, _ in pairs], device=rows.device), sets)
+        tried[rows] = size
+
+
+def _revert(domain: Domain, best: Best) -> bool:
+    """Takes home features whose change turns out not to be needed; whether there were any."""
+    found = (best.margin > 0).nonzero().squeeze(1)
+    pairs = best.sets[found].nonzero()
+    if not len(pairs):
+        return False
+    rows = found[pairs[:, 0]]
+    out = torch.zeros_like(best.sets[rows]).scatter(1, pairs[:, 1:], True)
+    z = domain.back(best.z[rows], rows, out)
+    margin = domain.probe.value(z, rows)
+    before = best.count.sum()
+    best.offer(rows, z, margin, best.sets[rows] & ~out)
+    return bool(best.count.sum() < before)
+
+
+class Guided:
+    """The fewest features that must change for the model to change its mind; which they are, and what each one did.
+
+    Attributions towards what the constraints allow choose the features, a search with gradients finds values for them
+    (or a reference replaces them), and Shapley values of the change explain it exactly.
+
+    Args:
+        forward_func: the model, any callable that returns class scores [B, K] (or anything, with a goal).
+        bounds: the finite box inside which features move; numbers, or tensors that broadcast to the inputs
+            (one range per column, or per example and column). Not needed with a reference.
+        reference: let features give way to this instead of moving freely: ``"blur"``, a number, a tensor that
+            broadcasts to the inputs (another picture, say), or any :data:`robustx.perturb.Reference`.
+        by: the least margin, in logits, by which the goal must be reached; above 0, so that rounding in another
+            batch does not undo it.
+        steps: gradient steps per set of features that is tried.
+        budget: all sets of a size are tried if there are at most this many.
+        batch_size: most rows in one pass; None fills the memory budget.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> _ = model.load_state_dict({"weight": torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]]), "bias": torch.zeros(2)})
+    >>> result = Guided(lambda x: model(x) - 1, bounds=(-1, 1)).generate(torch.tensor([[0.1, 0.1, 0.5]]))
+    >>> result.changed.tolist(), result.proved
+    ([[False, False, True]], ['smallest'])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        bounds: tuple[float | Tensor, float | Tensor] | None = None,
+        *,
+        reference: Any = None,
+        by: float = 1e-4,
+        steps: int = 12,
+        budget: int = 512,
+        batch_size: int | None = None,
+    ) -> None:
+        if not callable(forward_func):
+            raise TypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
+        if bounds is None and reference is None:
+            raise ValueError(
+                "say how features may change: bounds=(0, 1) lets them move inside a box, reference='blur' (or a "
+                "number, a tensor) lets them give way to it"
+            )
+        if isinstance(reference, str) and reference != "blur":
+            raise ValueError(f"reference must be 'blur', a number, a tensor or a Reference, got {reference!r}")
+        if not by > 0:
+            raise ValueError(f"by must be above 0, got {by!r}: at 0 a counterfactual may not survive rounding")
+        self.forward_func, self.bounds, self.reference = forward_func, bounds, reference
+        self.by, self.steps, self.budget, self.batch_size = by, steps, budget, batch_size
+
+    @guarded
+    def generate(
+        self,
+        x: Any,
+        y: Tensor | int | None = None,
+        targeted: bool = False,
+        *,
+        goal: Goal | None = None,
+        feature_mask: Any = None,
+        names: Sequence[str] | None = None,
+        immutable: Iterable[int | str] = (),
+        additional_forward_args: Any = None,
+        additional_forward_kwargs: dict[str, Any] | None = None,
+    ) -> CounterfactualResult:
+        """One counterfactual for each example; where none was found, ``valid`` says so and nothing is changed.
+
+        Args:
+            x: a tensor [B, ...], or a tuple or dict of tensors.
+            y: classes to leave [B] (to reach, if ``targeted``); None leaves the model's own answers.
+            goal: any other goal (a score interval, say) instead of y.
+            feature_mask: integers that broadcast to the inputs; equal ones change together. Default: each element alone.
+            names: what to call the features, in the order of their ids.
+            immutable: features that must not change, by id or name.
+            additional_forward_args, additional_forward_kwargs: passed on to the model.
+
+        Raises:
+            ValueError: infinite bounds, inputs outside them, unknown features, labels that are no classes.
+        """
+        door = Door.open(x)
+        further = () if additional_forward_args is None else additional_forward_args
+        f = door.probe(
+            self.forward_func,
+            Everything(),
+            args=further if isinstance(further, tuple) else (further,),
+            kwargs=additional_forward_kwargs or {},
+            pace=Pace(self.batch_size),
+        )
+        f = f.to(of=goal or self._goal(f, y, targeted))
+        before = f.score
+        features = from_masks(
+            tuple(feature_mask.values()) if isinstance(feature_mask, dict) else feature_mask, f.inputs
+        )
+        told = _names(features, names)
+        movable = self._movable(f, features, told, immutable)
+        domain = self._domain(f.to(strict=False), features)
+        best, tried = guided(domain, movable, self.budget)
+        found = (best.margin > 0)[:, None]
+        after = domain.inputs(torch.where(found, best.z, domain.home))
+        there = f.to(inputs=after, strict=False)
+        margin = there.score
+        sets = best.sets & found
+        g = change(f, features, after)
+        shares = shapley(g, sets)
+        way = [finest(a) - finest(b) if a.is_floating_point() else a != b for a, b in zip(after, f.inputs, strict=True)]
+        assert f.meter is not None
+        return CounterfactualResult(
+            inputs=x,
+            counterfactual=door.out(after),
+            valid=margin > 0,
+            margin=margin,
+            before=before,
+            nearest=torch.maximum(best.margin, before),
+            changed=sets,
+            distance=torch.stack([w.reshape(len(w), -1).abs().sum(1) for w in way]).sum(0),
+            contributions=shares.to(before.device),
+            proved=_proofs(domain, margin, sets, tried),
+            names=told,
+            forwards=f.meter.forward.clone(),
+            backwards=f.meter.backward.clone(),
+        )
+
+    def _goal(self, f: Probe, y: Any, targeted: bool) -> Goal:
+        if y is None:
+            if targeted:
+                raise ValueError("targeted=True needs y, the classes to be reached")
+            y = as_logits(f.score, f.everyone).argmax(1)
+        return (Reach if targeted else Leave)(labels(y, f), "margin", self.by)
+
+    def _movable(self, f: Probe, features: Partition, names: Sequence[str], immutable: Iterable[int | str]) -> Tensor:
+        ids = features.known.tolist()
+        movable = torch.ones(f.examples, features.count, dtype=torch.bool, device=f.device)
+        movable &= features.gather(torch.ones(f.examples, sum(f.packing.sizes), device=f.device), f.everyone) > 0
+        for one in [immutable] if isinstance(immutable, str) else immutable:
+            known: list[Any] = list(names) if isinstance(one, str) else ids
+            if one not in known:
+                raise ValueError(f"immutable names {one!r}, which is no feature; known are {_some(known)}")
+            movable[:, known.index(one)] = False
+        return movable
+
+    def _domain(self, f: Probe, features: Partition) -> Domain:
+        if self.reference is not None:
+            reference = blur() if isinstance(self.reference, str) else self.reference
+            return Replace(f, features, reference if callable(reference) else through(reference))
+        assert self.bounds is not None
+        low, high = (packed(v, f, "bounds").expand(f.point.shape) for v in self.bounds)
+        if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
+            raise ValueError(f"bounds must be finite and (lowest, highest), got {self.bounds}; take those of your data")
+        outside = ((f.point < low) | (f.point > high)).any(1)
+        if outside.any():
+            raise ValueError(
+                f"x must lie inside the bounds, but example {int(outside.nonzero()[0])} does not; widen the bounds, or "
+                "scale the inputs"
+            )
+        return Move(f, features, low, high, self.steps)
+
+
+def _names(features: Partition, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None:
+        return tuple(f"feature {i}" for i in features.known.tolist())
+    if len(names) != features.count:
+        raise ValueError(f"names must name each of the {features.count} features, got {len(names)}")
+    return tuple(names)
+
+
+def _proofs(domain: Domain, margin: Tensor, sets: Tensor, tried: Tensor) -> list[str]:
+    """What was proved of each result, see :class:`CounterfactualResult`."""
+    exact = isinstance(domain, Replace)
+    proofs = []
+    for good, count, size in zip((margin > 0).tolist(), sets.sum(1).tolist(), tried.tolist(), strict=True):
+        smallest = count <= 1 or (exact and size >= count - 1)
+        proofs.append("nothing" if not good else "smallest" if smallest else "irreducible")
+    return proofs
+
+
+def _some(known: Sequence[Any]) -> str:
+    return ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")

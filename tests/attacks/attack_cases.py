@@ -1,0 +1,98 @@
+"""What the laws of attacks are asked of: every attack by name, in every norm, and the variants of those that vary."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from robustx.attacks import ATTACKS, make
+from robustx.perturb import NORMS
+
+BUDGET = {"L0": 3.0, "L1": 1.2, "L2": 0.5, "Linf": 0.15}  # about half of the examples below fall
+QUICK = {"pgd": {"steps": 8}, "bisection": {"steps": 5, "rounds": 4}}  # an attack that is not here runs as it is
+VARIANTS = {
+    "pgd, random": ("pgd", {"steps": 5, "restarts": 2, "random_start": True}),
+    "pgd, all rivals": ("pgd", {"steps": 5, "loss_func": "margin", "targets": 3}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An attack in a norm; ``case(model)`` binds it."""
+
+    name: str
+    norm: str
+    told: str
+    options: dict = field(default_factory=dict)
+
+    def __call__(self, model, **options):
+        usual = {"bounds": (0, 1), "norm": self.norm, "eps": BUDGET[self.norm], **self.options}
+        return make(self.name, model, **{**usual, **options})
+
+    @property
+    def untargeted_only(self):
+        return self.options.get("targets") is not None
+
+    def __str__(self):
+        return f"{self.told}-{self.norm}"
+
+
+ALL = [(name, name, QUICK.get(name, {})) for name in ATTACKS] + [(told, *v) for told, v in VARIANTS.items()]
+CASES = [Case(name, norm, told, options) for told, name, options in ALL for norm in NORMS]
+
+
+def mlp(classes=4, dtype=torch.float64, seed=0):
+    """A small smooth network on [B, 2, 3, 3]."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(18, 16), nn.Tanh(), nn.Linear(16, classes)).double()
+    for p in model.parameters():
+        p.data.mul_(3)
+    return model.to(dtype).eval()
+
+
+def affine(d, classes, seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(d, classes)).to(dtype)
+
+
+def examples(model, count=10, shape=(2, 3, 3), dtype=torch.float64, seed=1, wrong=2):
+    """Inputs in [0, 1] with the model's own answers as labels, but for the last few, which are wrong already."""
+    torch.manual_seed(seed)
+    x = torch.rand(count, *shape, dtype=torch.float64).to(dtype)
+    with torch.no_grad():
+        scores = model(x)
+    y = scores.argmax(1)
+    y[count - wrong :] = (y[count - wrong :] + 1) % scores.shape[1]
+    return x, y
+
+
+class Counted(nn.Module):
+    """A model that counts, from the outside, how often each example goes through it forward and backward.
+
+    Its second input says which example a row is: ``run(x, y, additional_forward_args=torch.arange(len(x)))``.
+    """
+
+    def __init__(self, model, count):
+        super().__init__()
+        self.model = model
+        self.forwards = torch.zeros(count, dtype=torch.long)
+        self.backwards = torch.zeros(count, dtype=torch.long)
+        self.calls = 0
+
+    def forward(self, x, which):
+        self.calls += 1
+        self.forwards += which.bincount(minlength=len(self.forwards))
+        return self.model(_Count.apply(x, which, self.backwards))
+
+
+class _Count(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, which, backwards):
+        ctx.seen = which, backwards
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        which, backwards = ctx.seen
+        backwards += which.bincount(minlength=len(backwards))
+        return g, None, None
