@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..attacks.base import Found
 from ..attacks.gradient import pgd
+from ..attacks.search import shrunk
 from ..attribution.ablation import feature_ablation
 from ..attribution.path import gauss_legendre, integrated_gradients, mean_grad
 from ..engine.packing import Tensors
@@ -50,6 +51,10 @@ class Domain(ABC):
         """The best point of each row [N] when only its set [N, F] may change; looked for from ``start`` too."""
 
     @abstractmethod
+    def cost(self, found: Found, rows: Tensor) -> Tensor:
+        """What decides between sets of the same size: the less, the better [N]."""
+
+    @abstractmethod
     def back(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         """``z`` with the features ``which`` [N, F] taken home."""
 
@@ -81,10 +86,14 @@ class Move(Domain):
         return self.f
 
     @cached_property
+    def width(self) -> Tensor:
+        """Of the box, where it is widest [D]."""
+        return (self.high - self.low).amax(0).clamp(min=1e-12)
+
+    @cached_property
     def box(self) -> Region:
         """Everything that the box allows, measured in its widths."""
-        width = (self.high - self.low).amax(0).expand(self.home.shape[1])
-        return Region(self.home, Linf(width.clamp(min=1e-12)), torch.ones_like(self.home[:, 0]), self.low, self.high)
+        return Region(self.home, Linf(self.width), torch.ones_like(self.home[:, 0]), self.low, self.high)
 
     def rankings(self) -> list[Tensor]:
         # Towards what the constraints allow, not towards zero: a zero baseline is a poor guide to what can be done.
@@ -108,7 +117,10 @@ class Move(Domain):
             some = near.at(left)
             warm = pgd(self.f, some, rows[left], self.steps, length[left], some.project(start[left]))
             best = best.put(left, best.at(left).stronger(warm))
-        return best
+        return shrunk(self.f, near, rows, best)
+
+    def cost(self, found: Found, rows: Tensor) -> Tensor:
+        return ((found.z - self.home[rows]) / self.width).abs().sum(1)
 
     def back(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         return torch.where(self.features.spread(which.to(z), rows) > 0, self.home[rows], z)
@@ -159,6 +171,9 @@ class Replace(Domain):
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
         z = sets.to(self.home)
         return Found(z, self.probe.value(z, rows), z.sum(1))
+
+    def cost(self, found: Found, rows: Tensor) -> Tensor:
+        return -found.margin  # of as many, those that make it surest
 
     def back(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         return torch.where(which, 0, z)

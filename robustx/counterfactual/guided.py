@@ -25,33 +25,40 @@ from .result import CounterfactualResult
 
 @dataclass(eq=False)
 class Best:
-    """The smallest set of features that reaches the goal, so far, and its point; for each example."""
+    """The fewest features that reach the goal so far, and the cheapest point where they do; for each example."""
 
     z: Tensor  # [B, Z]
     margin: Tensor  # [B]
     sets: Tensor  # [B, F]
+    cost: Tensor  # [B]
+
+    @property
+    def found(self) -> Tensor:
+        return self.margin > 0
 
     @property
     def count(self) -> Tensor:
         """How many features change [B]; one more than there are where nothing was found."""
-        return torch.where(self.margin > 0, self.sets.sum(1), self.sets.shape[1] + 1)
+        return torch.where(self.found, self.sets.sum(1), self.sets.shape[1] + 1)
 
-    def offer(self, rows: Tensor, z: Tensor, margin: Tensor, sets: Tensor) -> None:
-        """Takes what is smaller, or as small and surer; where nothing has worked yet, what came nearest.
-
-        The same example may be offered several points at once.
+    def offer(self, rows: Tensor, other: "Best") -> None:
+        """Takes for each of ``rows`` [N] what changes fewer features, or as many at less cost; where nothing has
+        worked yet, what came nearest. An example may be offered several points at once.
         """
-        count = torch.where(margin > 0, sets.sum(1), sets.shape[1] + 1)
-        offers = zip(count.tolist(), (-margin).tolist(), range(len(rows)), strict=True)
+        offers = zip(*other._keys(), range(len(rows)), strict=True)
         first: dict[int, tuple[float, float, int]] = {}
         for r, offer in zip(rows.tolist(), offers, strict=True):
             first[r] = min(first.get(r, offer), offer)
-        now = list(zip(self.count.tolist(), (-self.margin).tolist(), strict=True))
-        better = {r: i for r, (c, m, i) in first.items() if (c, m) < now[r]}
+        now = list(zip(*self._keys(), strict=True))
+        better = {r: i for r, (count, cost, i) in first.items() if (count, cost) < now[r]}
         if better:
-            to = torch.tensor(list(better), device=z.device)
-            of = torch.tensor(list(better.values()), device=z.device)
-            self.z[to], self.margin[to], self.sets[to] = z[of], margin[of], sets[of]
+            to = torch.tensor(list(better), device=rows.device)
+            of = torch.tensor(list(better.values()), device=rows.device)
+            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+                mine[to] = theirs[of]
+
+    def _keys(self) -> tuple[list[float], list[float]]:
+        return self.count.tolist(), torch.where(self.found, self.cost, -self.margin.to(self.cost)).tolist()
 
 
 def guided(domain: Domain, movable: Tensor, budget: int) -> tuple[Best, Tensor]:
@@ -62,8 +69,9 @@ def guided(domain: Domain, movable: Tensor, budget: int) -> tuple[Best, Tensor]:
     ``budget`` sets of a smaller size, all of them are tried.
     """
     f = domain.probe
-    best = Best(domain.home.clone(), f.value(domain.home), torch.zeros_like(movable))
-    todo = (~(best.margin > 0)).nonzero().squeeze(1)
+    margin = f.value(domain.home)
+    best = Best(domain.home.clone(), margin, torch.zeros_like(movable), torch.zeros_like(margin))
+    todo = (~best.found).nonzero().squeeze(1)
     tried = torch.zeros_like(best.sets[:, 0], dtype=torch.long)
     if not len(todo):
         return best, tried
@@ -72,7 +80,7 @@ def guided(domain: Domain, movable: Tensor, budget: int) -> tuple[Best, Tensor]:
     _drop(domain, best)
     _exhaust(domain, best, todo, movable, budget, tried)
     while True:
-        found = (best.margin > 0).nonzero().squeeze(1)
+        found = best.found.nonzero().squeeze(1)
         z = domain.refine(best.z[found], found, best.sets[found])
         best.z[found], best.margin[found] = z, f.value(z, found)
         if not _revert(domain, best):
@@ -84,7 +92,7 @@ def _try(domain: Domain, best: Best, rows: Tensor, sets: Tensor) -> None:
     for r, s in zip(rows.split(size), sets.split(size), strict=True):
         start = domain.back(best.z[r], r, ~s)
         found = domain.attempt(r, s, start)
-        best.offer(r, found.z, found.margin, s)
+        best.offer(r, Best(found.z, found.margin, s, domain.cost(found, r)))
 
 
 def _leading(domain: Domain, best: Best, todo: Tensor, ranks: list[Tensor], movable: Tensor) -> None:
@@ -111,7 +119,7 @@ def _drop(domain: Domain, best: Best) -> None:
     """Takes one feature out of each set, as long as the rest can still do it."""
     while True:
         before = best.count.clone()
-        found = ((best.margin > 0) & (before > 1)).nonzero().squeeze(1)
+        found = (best.found & (before > 1)).nonzero().squeeze(1)
         pairs = best.sets[found].nonzero()
         if not len(pairs):
             return
@@ -123,11 +131,11 @@ def _drop(domain: Domain, best: Best) -> None:
 
 
 def _exhaust(domain: Domain, best: Best, todo: Tensor, movable: Tensor, budget: int, tried: Tensor) -> None:
-    """Tries all sets of one feature, of two..., of those rows that need more."""
+    """Tries all sets of one feature, of two..., up to as many as a row needs by now."""
     can = movable.sum(1)
     for size in range(1, movable.shape[1] + 1):
         few = torch.tensor([comb(c, size) <= budget for c in can[todo].tolist()], device=todo.device)
-        rows = todo[few & (best.count[todo] > size) & (can[todo] >= size) & (tried[todo] == size - 1)]
+        rows = todo[few & (best.count[todo] >= size) & (can[todo] >= size) & (tried[todo] == size - 1)]
         if not len(rows):
             return
         pairs = [(r, c) for r in rows.tolist() for c in combinations(movable[r].nonzero().squeeze(1).tolist(), size)]
@@ -139,7 +147,7 @@ def _exhaust(domain: Domain, best: Best, todo: Tensor, movable: Tensor, budget: 
 
 def _revert(domain: Domain, best: Best) -> bool:
     """Takes home features whose change turns out not to be needed; whether there were any."""
-    found = (best.margin > 0).nonzero().squeeze(1)
+    found = best.found.nonzero().squeeze(1)
     pairs = best.sets[found].nonzero()
     if not len(pairs):
         return False
@@ -148,7 +156,7 @@ def _revert(domain: Domain, best: Best) -> bool:
     z = domain.back(best.z[rows], rows, out)
     margin = domain.probe.value(z, rows)
     before = best.count.sum()
-    best.offer(rows, z, margin, best.sets[rows] & ~out)
+    best.offer(rows, Best(z, margin, best.sets[rows] & ~out, best.cost[rows]))
     return bool(best.count.sum() < before)
 
 
@@ -223,7 +231,7 @@ class Guided:
             x: a tensor [B, ...], or a tuple or dict of tensors.
             y: classes to leave [B] (to reach, if ``targeted``); None leaves the model's own answers.
             goal: any other goal (a score interval, say) instead of y.
-            feature_mask: integers that broadcast to the inputs; equal ones change together. Default: each element alone.
+            feature_mask: integers that broadcast to the inputs; equal ones change together. Default: each for itself.
             names: what to call the features, in the order of their ids.
             immutable: features that must not change, by id or name.
             additional_forward_args, additional_forward_kwargs: passed on to the model.
@@ -249,7 +257,7 @@ class Guided:
         movable = self._movable(f, features, told, immutable)
         domain = self._domain(f.to(strict=False), features)
         best, tried = guided(domain, movable, self.budget)
-        found = (best.margin > 0)[:, None]
+        found = best.found[:, None]
         after = domain.inputs(torch.where(found, best.z, domain.home))
         there = f.to(inputs=after, strict=False)
         margin = there.score

@@ -1,0 +1,148 @@
+"""What a command is about: models and data, as its arguments name them."""
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import zoo
+from ..perturb import as_logits
+from ..zoo import Data
+from ..zoo.address import load_weights, near
+
+SMALL = 1_000_000  # parameters; below it a second thread costs more than it brings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and data for it, on one device."""
+
+    name: str
+    model: nn.Module
+    data: Data
+
+    def answers(self, x: Tensor, size: int = 64) -> Tensor:
+        """The class scores as logits [N, K]."""
+        with torch.inference_mode():
+            parts = [as_logits(self.model(part), part) for part in x.split(size)]
+        return torch.cat(parts)
+
+
+def subject(asked: Namespace, limit: int | None = None) -> Subject:
+    """The model and data that the arguments name; ValueError where they do not say enough."""
+    if len(asked.model) > 1:
+        raise ValueError(f"robustx {asked.command} takes one --model, got {len(asked.model)}: {', '.join(asked.model)}")
+    return subjects(asked, limit)[0]
+
+
+def subjects(asked: Namespace, limit: int | None = None) -> list[Subject]:
+    """All models that the arguments name, with the one data set for them."""
+    names: Sequence[str] = asked.model or ([asked.name] if asked.name else [])
+    if not names:
+        raise ValueError(
+            f"no model is named; try robustx {asked.command} digits, or give yours with "
+            "--model package.module:callable --data package.module:callable"
+        )
+    if asked.weights and len(names) > 1:
+        raise ValueError(f"--weights belongs to one model, got {len(names)}; name files as package.module:name@FILE")
+    device = _device(asked.device)
+    bounds = None if asked.bounds is None else (asked.bounds[0], asked.bounds[1])
+    found: list[Subject] = []
+    for name in names:
+        source = found[0].data if found else asked.data or _data_of(asked.name) or _data_of(name)
+        if source is None:
+            raise ValueError(f"{name!r} brings no data of its own; give some with --data, such as --data digits")
+        if isinstance(source, str):
+            entry = zoo.load(
+                _with_weights(name, asked.weights),
+                source,
+                split=asked.split,
+                root=asked.root,
+                limit=limit,
+                bounds=bounds,
+            )
+            model, data = entry.model, _moved(entry.data, device)
+        else:
+            model, data = zoo.model(name), source
+        if asked.weights and ":" not in name:
+            load_weights(model, asked.weights)
+        found.append(Subject(name, model.to(device), data))
+    if not len(found[0].data):
+        raise ValueError(f"the data {found[0].data.name!r} hold no samples; there is nothing to do")
+    _threads(asked.threads, [s.model for s in found])
+    return found
+
+
+def sample(data: Data, row: int) -> Data:
+    """The one sample ``row``. Raises ValueError where there is none."""
+    if not 0 <= row < len(data):
+        raise ValueError(f"--row must be 0 to {len(data) - 1}, as {data.name!r} has {len(data)} samples, got {row}")
+    return data[row]
+
+
+def class_of(name: str, classes: Sequence[str]) -> int:
+    """A class by its name or its number. Raises ValueError where there is none."""
+    if name in classes:
+        return list(classes).index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    known = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    raise ValueError(f"--target must be a class{near(name, classes)}, got {name!r}; there are {known}")
+
+
+def called(classes: Sequence[str], number: int) -> str:
+    """The name of a class; its number where the data name fewer than the model has."""
+    return classes[number] if number < len(classes) else str(number)
+
+
+def folder(path: str) -> Path:
+    """A folder to write to, made where it is missing. Raises ValueError where something else stands there."""
+    place = Path(path).expanduser()
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"--out must be a folder, and {path!r} is a file; name another")
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _data_of(name: str | None) -> str | None:
+    """The data that an embedded model brings."""
+    if name is None or ":" in name:
+        return None
+    return zoo.embedded.MODELS[name][1] if name in zoo.embedded.MODELS else name  # the zoo explains unknown names
+
+
+def _with_weights(name: str, weights: str | None) -> str:
+    """An address with the weights of a file; embedded models get theirs once they are open."""
+    if weights is None or ":" not in name:
+        return name
+    head, asked, tail = name.partition("?")
+    if "@" in head:
+        raise ValueError(f"the weights of {name!r} are named twice, there and as --weights {weights!r}; drop one")
+    return f"{head}@{weights}{asked}{tail}"
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device {name!r} cannot be used here ({str(error).splitlines()[0]}); robustx doctor lists the devices"
+        ) from None
+    return device
+
+
+def _moved(data: Data, device: torch.device) -> Data:
+    low, high = (b.to(device) if isinstance(b, Tensor) else b for b in data.bounds)
+    return replace(data, x=data.x.to(device), y=data.y.to(device), bounds=(low, high))
+
+
+def _threads(asked: int | None, models: Sequence[nn.Module]) -> None:
+    if asked is not None:
+        torch.set_num_threads(asked)
+    elif "OMP_NUM_THREADS" not in os.environ and all(sum(p.numel() for p in m.parameters()) < SMALL for m in models):
+        torch.set_num_threads(1)

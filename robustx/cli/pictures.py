@@ -1,0 +1,133 @@
+"""Pictures of images, changes and attributions, drawn without pyplot and so without any global state."""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+Bounds = tuple[float | Tensor, float | Tensor]
+
+MOST = 40  # samples on one sheet
+ACROSS = 10
+SIGNED = "RdBu_r"  # red adds, blue takes away, white is nothing
+
+
+def contact_sheet(before: Tensor, after: Tensor, captions: Sequence[str], bounds: Bounds) -> Figure:
+    """Images [N, C, H, W] as they were, as they are and what changed, one sample a column; at most 40."""
+    n = min(len(before), MOST)
+    across = min(n, ACROSS)
+    bands = ceil(n / ACROSS)
+    figure = Figure(figsize=(0.9 + 1.0 * across, 0.7 + bands * 3.45), dpi=110, layout="constrained")
+    grid = figure.subplots(bands * 3, across, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    change = (after - before)[:n]
+    most = float(change.abs().max()) or 1.0
+    shown: Any = None
+    for i in range(n):
+        column = grid[i // ACROSS * 3 : i // ACROSS * 3 + 3, i % ACROSS]
+        column[0].set_title(captions[i], fontsize=9)
+        draw_image(column[0], before[i], bounds)
+        draw_image(column[1], after[i], bounds)
+        shown = draw_signed(column[2], change[i].mean(0), most)
+    for band in range(bands):
+        for k, word in enumerate(("before", "after", "change")):
+            axes = grid[band * 3 + k, 0]
+            axes.text(-0.12, 0.5, word, rotation=90, ha="right", va="center", fontsize=9, transform=axes.transAxes)
+    if shown is not None:
+        figure.colorbar(shown, ax=grid[:, -1], shrink=0.5 / bands, aspect=25 / bands**0.5, label="change")
+    return figure
+
+
+def image_attribution(x: Tensor, a: Tensor, bounds: Bounds, title: str, label: str) -> Figure:
+    """An image [C, H, W], its attribution [C, H, W], and the one laid over the other."""
+    a = a.sum(0)
+    figure = Figure(figsize=(9.2, 3.4), dpi=110, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    most = float(a.abs().max()) or 1.0
+    draw_image(left, x, bounds)
+    left.set_title("input", fontsize=10)
+    shown = draw_signed(middle, a, most)
+    middle.set_title("attribution", fontsize=10)
+    draw_image(right, x.mean(0, keepdim=True), bounds, alpha=0.35)
+    draw_signed(right, a, most, alpha=0.7)
+    right.set_title("both", fontsize=10)
+    figure.colorbar(shown, ax=[middle, right], shrink=0.8, label=label)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def image_counterfactual(
+    before: Tensor, after: Tensor, shares: Tensor, outlines: Tensor, bounds: Bounds, titles: Sequence[str]
+) -> Figure:
+    """An image [C, H, W] before and after, what changed, and what each changed region of `outlines` [H, W] did [H, W]."""
+    figure = Figure(figsize=(11.5, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 4)
+    change = (after - before).mean(0)
+    draw_image(axes[0], before, bounds)
+    draw_image(axes[1], after, bounds)
+    moved = draw_signed(axes[2], change, float(change.abs().max()) or 1.0)
+    did = draw_signed(axes[3], shares, float(shares.abs().max()) or 1.0)
+    for one in axes:
+        draw_outlines(one, outlines)
+    figure.colorbar(moved, ax=axes[2], shrink=0.75, label="input units")
+    figure.colorbar(did, ax=axes[3], shrink=0.75, label="margin won, in logits")
+    for one, title in zip(axes, (titles[1], titles[2], "change", "what each region did"), strict=True):
+        one.set_title(title, fontsize=10)
+    figure.suptitle(titles[0], fontsize=11)
+    return figure
+
+
+def ranked_bars(names: Sequence[str], values: Sequence[float], title: str, label: str) -> Figure:
+    """Named numbers as horizontal bars, the first on top; red adds, blue takes away."""
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(names)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    colours = ["#b2182b" if v > 0 else "#2166ac" for v in values]
+    axes.barh(range(len(names)), values, color=colours)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_xlabel(label, fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_image(axes: Axes, image: Tensor, bounds: Bounds, alpha: float = 1.0) -> None:
+    """One image [C, H, W]: colours for three channels, else the mean as grey (ink dark on light)."""
+    low, high = (b.mean().item() if isinstance(b, Tensor) else float(b) for b in bounds)
+    if not np.isfinite(high - low) or high <= low:
+        low, high = float(image.min()), float(image.max())
+    shown = ((image.detach().float().cpu() - low) / (high - low or 1)).clamp(0, 1)
+    if len(shown) == 3:
+        axes.imshow(shown.permute(1, 2, 0).numpy(), alpha=alpha, interpolation="nearest")
+    else:
+        axes.imshow(shown.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, alpha=alpha, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def draw_signed(axes: Axes, values: Tensor, most: float, alpha: float = 1.0) -> Any:
+    """Signed values [H, W] on a scale that is white at 0."""
+    shown = axes.imshow(
+        values.detach().float().cpu().numpy(), cmap=SIGNED, vmin=-most, vmax=most, alpha=alpha, interpolation="nearest"
+    )
+    axes.set_axis_off()
+    return shown
+
+
+def draw_outlines(axes: Axes, labels: Tensor) -> None:
+    """The borders between regions of equal labels [H, W]."""
+    labels = labels.detach().cpu()
+    down, across = torch.nonzero(labels[1:] != labels[:-1]), torch.nonzero(labels[:, 1:] != labels[:, :-1])
+    for r, c in down.tolist():
+        axes.plot([c - 0.5, c + 0.5], [r + 0.5, r + 0.5], color="0.55", linewidth=0.7)
+    for r, c in across.tolist():
+        axes.plot([c + 0.5, c + 0.5], [r - 0.5, r + 0.5], color="0.55", linewidth=0.7)
+    axes.set_xlim(-0.5, labels.shape[1] - 0.5)
+    axes.set_ylim(labels.shape[0] - 0.5, -0.5)

@@ -1,0 +1,487 @@
+"""The laws of every attack, in every norm: a new one is a line in the registry and meets them all."""
+
+import random
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from attack_cases import BUDGET, CASES, Counted, affine, examples, mlp
+from torch import nn
+from torch.testing import assert_close
+
+from robustx.attacks import AttackResult, ZeroGradientWarning
+from robustx.perturb import NORMS, Between, Until
+
+every = pytest.mark.parametrize("case", CASES, ids=str)
+in_three = pytest.mark.parametrize("case", [c for c in CASES if c.norm != "L0"], ids=str)
+
+
+def size(norm, moved, x):
+    """How far, from the definitions and in float64 [B]."""
+    d = (moved.double() - x.double()).flatten(1).abs()
+    return {"L0": (d > 0).sum(1).double(), "L1": d.sum(1), "L2": d.square().sum(1).sqrt(), "Linf": d.amax(1)}[norm]
+
+
+def answers(model, x):
+    with torch.no_grad():
+        return model(x).argmax(1)
+
+
+def check(case, model, x, result, reached, eps=None, low=0.0, high=1.0):
+    """What must hold for every result, whatever was asked."""
+    eps = BUDGET[case.norm] if eps is None else eps
+    moved = result.adversarial
+    assert moved.shape == x.shape and moved.dtype == x.dtype and not moved.requires_grad
+    assert ((moved >= low) & (moved <= high)).all()
+    distance = size(case.norm, moved, x)
+    assert (distance <= torch.as_tensor(eps).double() * (1 + 1e-6)).all()
+    assert_close(result.distance.double(), distance, rtol=1e-6, atol=0)
+    assert result.success.tolist() == reached(moved).tolist()
+    assert result.success.tolist() == (result.margin > 0).tolist()
+
+
+def improbability(out, y):
+    """A loss of one's own."""
+    return 1 - out.softmax(1).gather(1, y[:, None]).squeeze(1)
+
+
+def assert_same(result, other, **tolerance):
+    tolerance = tolerance or {"rtol": 0, "atol": 1e-5}
+    assert_close(result.adversarial, other.adversarial, **tolerance)
+    assert_close(result.margin, other.margin, **tolerance)
+    assert_close(result.distance, other.distance, **tolerance)
+    assert result.success.tolist() == other.success.tolist()
+
+
+def part(result, rows):
+    return AttackResult(*(v[rows] for v in vars(result).values()))
+
+
+# --- what is found ----------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_stays_in_ball_and_box_and_tells_the_truth(case, dtype):
+    model = mlp(dtype=dtype)
+    x, y = examples(model, dtype=dtype)
+    result = case(model).run(x, y)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y)
+    assert 2 < result.success.sum() < len(x)  # some fell, some resist: both halves of the law were met
+    assert torch.equal(case(model)(x, y), result.adversarial)
+
+
+@every
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_any_number_of_classes(case, classes):
+    model = mlp(classes, seed=3)
+    x, y = examples(model)
+    check(case, model, x, case(model).run(x, y), lambda moved: answers(model, moved) != y)
+
+
+@every
+@pytest.mark.parametrize("loss", ["ce", "margin", "dlr", improbability])
+def test_any_loss(case, loss):
+    model = mlp()
+    x, y = examples(model)
+    result = case(model, loss_func=loss).run(x, y)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y)
+    assert result.success.sum() > 2  # the two that were wrong before, and more
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.untargeted_only], ids=str)
+def test_targeted(case):
+    model = mlp()
+    x, y = examples(model, wrong=0)
+    eps = 2 * BUDGET[case.norm]
+    goal = answers(model, x.flip(0))  # other examples' answers; some are there already
+    result = case(model, eps=eps).run(x, goal, targeted=True)
+    check(case, model, x, result, lambda moved: answers(model, moved) == goal, eps=eps)
+    assert (goal == y).any() and (result.success & (goal != y)).any()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.untargeted_only], ids=str)
+@pytest.mark.parametrize("goal", [Between(low=0.0, target=1), Until(lambda out: out[:, 1])], ids=["between", "until"])
+def test_any_goal(case, goal):
+    model = mlp()
+    x, _ = examples(model)
+    result = case(model).run(x, goal=goal)
+    with torch.no_grad():
+        check(case, model, x, result, lambda moved: model(moved)[:, 1] > 0)
+        assert result.success.sum() > (model(x)[:, 1] > 0).sum()
+
+
+@every
+def test_examples_that_are_there_already_are_left_alone(case):
+    model = mlp()
+    x, y = examples(model, wrong=5)
+    result = case(model).run(x, y)
+    assert torch.equal(result.adversarial[-5:], x[-5:])
+    assert result.success[-5:].all() and (result.distance[-5:] == 0).all()
+    assert (result.forwards[-5:] == 1).all() and (result.backwards[-5:] == 0).all()
+
+
+@every
+def test_no_budget_no_move(case):
+    model = mlp()
+    x, y = examples(model)
+    result = case(model, eps=0).run(x, y)
+    assert torch.equal(result.adversarial, x)
+    assert (result.distance == 0).all() and result.success.tolist() == [False] * 10 + [True] * 2
+
+
+@every
+def test_a_larger_budget_loses_nothing(case):
+    """On an affine model with two classes, where the best move of every size is known."""
+    model = affine(18, 2)
+    x, y = examples(model, count=16)
+    case = case.but(targets=None)
+    fallen = [case(model, eps=r * BUDGET[case.norm]).run(x, y).success for r in (0.5, 1, 2, 4)]
+    for less, more in zip(fallen, fallen[1:], strict=False):
+        assert (less <= more).all()
+    assert fallen[0].sum() < fallen[-1].sum()
+
+
+# --- rows do not see one another --------------------------------------------------------------------------
+
+
+@every
+def test_equivariant_to_the_order_of_rows(case):
+    model = mlp()
+    x, y = examples(model)
+    order = torch.randperm(len(x))
+    assert_same(case(model).run(x[order], y[order]), part(case(model).run(x, y), order))
+
+
+@every
+def test_alone_as_in_a_batch(case):
+    model = mlp()
+    x, y = examples(model)
+    together = case(model).run(x, y)
+    for i in range(len(x)):
+        alone = case(model).run(x[i : i + 1], y[i : i + 1])
+        assert_same(alone, part(together, slice(i, i + 1)))
+        assert alone.forwards.item() == together.forwards[i] and alone.backwards.item() == together.backwards[i]
+
+
+@every
+@pytest.mark.parametrize("rows", [1, 5])
+def test_batch_size_changes_nothing(case, rows):
+    model = mlp()
+    x, y = examples(model)
+    biggest = []
+    model.register_forward_pre_hook(lambda _, args: biggest.append(len(args[0])))
+    assert_same(case(model, batch_size=rows).run(x, y), case(model).run(x, y))
+    assert biggest.index(max(biggest)) and max(biggest[: biggest.index(12)]) == rows
+
+
+@every
+def test_a_budget_for_each_example(case):
+    model = mlp()
+    x, y = examples(model)
+    eps = torch.linspace(0.5, 2, len(x)) * BUDGET[case.norm]
+    together = case(model).run(x, y, eps=eps)
+    check(case, model, x, together, lambda moved: answers(model, moved) != y, eps=eps)
+    for i in (0, 4, 9):
+        alone = case(model, eps=eps[i]).run(x[i : i + 1], y[i : i + 1])
+        assert_same(alone, part(together, slice(i, i + 1)))
+
+
+@every
+def test_no_examples(case):
+    model = mlp()
+    x, y = examples(model)
+    result = case(model).run(x[:0], y[:0])
+    assert result.adversarial.shape == (0, 2, 3, 3)
+    assert all(len(v) == 0 for v in vars(result).values())
+    assert repr(result) == "AttackResult(no examples)"
+
+
+# --- where it may go --------------------------------------------------------------------------------------
+
+
+@every
+def test_bounds_of_each_feature(case):
+    model = mlp()
+    x, y = examples(model)
+    low = x.amin(0, keepdim=True) * torch.rand(1, 2, 3, 3, dtype=torch.float64)
+    high = (x + 0.1).clamp(max=1)  # of each example
+    high[:, 0] = x[:, 0]  # half of them may only fall
+    result = case(model, bounds=(low, high)).run(x, y)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y, low=low, high=high)
+    assert result.distance.any()
+
+
+@every
+def test_mask(case):
+    model = mlp()
+    x, y = examples(model)
+    mask = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 0]])
+    result = case(model).run(x, y, mask=mask)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y)
+    moved = result.adversarial != x
+    assert moved[..., mask == 1].any() and not moved[..., mask == 0].any()
+    assert torch.equal(case(model).run(x, y, mask=torch.zeros(1)).adversarial, x)
+
+
+@in_three
+def test_without_bounds(case):
+    model = mlp()
+    x, y = examples(model)
+    result = case(model, bounds=(-torch.inf, torch.inf)).run(x, y)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y, low=-torch.inf, high=torch.inf)
+    assert (result.adversarial < 0).any() or (result.adversarial > 1).any()
+
+
+@every
+@pytest.mark.parametrize("bounds", [(-1, 1), (0, 255), (0.1, 0.7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_any_box(case, bounds, dtype):
+    """The box is that of the inputs' own dtype, in which 0.1 and 0.7 are other numbers."""
+    low, high = torch.tensor(bounds, dtype=dtype)
+    net = mlp(dtype=dtype)
+    scale = high - low
+
+    def model(x):
+        return net((x - low) / scale)
+
+    x = (low + torch.rand(12, 2, 3, 3) * scale).to(dtype).clamp(low, high)
+    x[0], x[1] = low, high
+    y = answers(model, x)
+    eps = max(1, BUDGET[case.norm] * (1 if case.norm == "L0" else float(scale))) if case.norm == "L0" else float(
+        BUDGET[case.norm] * scale
+    )
+    result = case(model, bounds=bounds, eps=eps).run(x, y)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y, eps=eps, low=low, high=high)
+    assert result.distance.any()
+
+
+@every
+def test_corners_of_the_box_can_move(case):
+    """From 0 and 1 half of all directions are blocked: an attack that spends its budget on them gets nowhere."""
+    model = mlp()
+    x = (torch.rand(12, 2, 3, 3) > 0.5).double()
+    y = answers(model, x)
+    result = case(model, eps=2 * BUDGET[case.norm]).run(x, y)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y, eps=2 * BUDGET[case.norm])
+    assert result.success.any()
+
+
+# --- what can come in -------------------------------------------------------------------------------------
+
+
+class Two(nn.Module):
+    """The same network on two inputs."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, left, right):
+        return self.net(torch.cat([left, right.flatten(1)[:, :, None, None].reshape(-1, 1, 3, 3)], 1))
+
+
+@every
+@pytest.mark.parametrize("form", ["tuple", "dict"])
+def test_several_inputs_are_one(case, form):
+    net = mlp()
+    x, y = examples(net)
+    two = Two(net)
+    left, right = x[:, :1], x[:, 1:].flatten(1)
+    given = (left, right) if form == "tuple" else {"left": left, "right": right}
+    whole, result = case(net).run(x, y), case(two).run(given, y)
+    assert type(result.adversarial) is type(given)
+    parts = result.adversarial if form == "tuple" else tuple(result.adversarial.values())
+    assert [p.shape for p in parts] == [left.shape, right.shape]
+    assert_close(torch.cat([p.flatten(1) for p in parts], 1), whole.adversarial.flatten(1))
+    assert_close(result.distance, whole.distance)
+
+
+@every
+def test_further_arguments_follow_the_examples(case):
+    net = mlp()
+    x, y = examples(net)
+    shift = torch.randn(len(x), 4, dtype=torch.float64)
+
+    def model(x, shift, scale=1.0, *, sign=None):
+        return (net(x) + shift) * scale * (1 if sign is None else sign)
+
+    sign = torch.ones(len(x), 1, dtype=torch.float64)
+    y = answers(lambda x: model(x, shift), x)
+    result = case(model).run(x, y, additional_forward_args=(shift, 2.0), additional_forward_kwargs={"sign": sign})
+    check(case, model, x, result, lambda moved: answers(lambda x: model(x, shift), moved) != y)
+    assert result.success.any()
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64], ids=str)
+def test_labels_of_any_integer_dtype(case, dtype):
+    model = mlp()
+    x, y = examples(model)
+    assert_same(case(model).run(x, y.to(dtype)), case(model).run(x, y), rtol=0, atol=0)
+
+
+@every
+def test_without_labels_the_models_own_answers(case):
+    model = mlp()
+    x, y = examples(model, wrong=0)
+    assert_same(case(model).run(x), case(model).run(x, y), rtol=0, atol=0)
+
+
+@every
+def test_one_label_for_all(case):
+    model = mlp()
+    x, y = examples(model)
+    same = case(model).run(x, torch.full_like(y, 2))
+    for label in (2, torch.tensor(2), torch.tensor([2])):
+        assert_same(case(model).run(x, label), same, rtol=0, atol=0)
+
+
+@every
+@pytest.mark.parametrize("mode", ["requires_grad", "no_grad", "inference_mode"])
+def test_inputs_of_any_mode(case, mode):
+    model = mlp()
+    x, y = examples(model)
+    expected = case(model).run(x, y)
+    modes = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+    with modes.get(mode, nullcontext)():
+        given = x.clone().requires_grad_(mode == "requires_grad")
+        result = case(model).run(given, y.clone())
+    assert_same(result, expected, rtol=0, atol=0)
+    assert not result.adversarial.requires_grad and given.grad is None
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@every
+@pytest.mark.parametrize("layout", ["channels_last", "strided"])
+def test_inputs_of_any_layout(case, layout):
+    model = mlp()
+    x, y = examples(model)
+    if layout == "channels_last":
+        given = x.to(memory_format=torch.channels_last)
+    else:
+        given = torch.stack([x, x], -1)[..., 0]
+    assert not given.is_contiguous()
+    assert_same(case(model).run(given, y), case(model).run(x, y), rtol=0, atol=1e-12)
+    assert torch.equal(given, x)
+
+
+# --- awkward models ---------------------------------------------------------------------------------------
+
+
+@every
+def test_probabilities_are_as_good_as_logits(case):
+    net = mlp()
+    x, y = examples(net)
+    result = case(lambda x: net(x).softmax(1)).run(x, y)
+    assert_same(result, case(net).run(x, y), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.options.get("random_start")], ids=str)
+def test_a_constant_model_is_told_and_survived(case):
+    logits = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    x = torch.rand(4, 2, 3, 3, dtype=torch.float64)
+    with pytest.warns(ZeroGradientWarning, match="exactly zero for 4 of 4"):
+        result = case(lambda x: x.flatten(1).sum(1, keepdim=True) * 0 + logits).run(x, torch.ones(4, dtype=torch.long))
+    assert not result.success.any() and (result.margin == -1).all()
+    assert torch.equal(result.adversarial, x)
+
+
+@every
+def test_a_model_that_breaks_on_the_way(case):
+    """NaN near the inputs is no success, and no reason to hand out NaN."""
+    net = mlp()
+    x, y = examples(net, wrong=0)
+    mean = x.mean((1, 2, 3), keepdim=True)
+
+    def model(x):  # defined only where the mean has not grown
+        return net(x) + (1e-4 + mean - x.mean((1, 2, 3), keepdim=True)).sqrt().flatten(1) * 0
+
+    def model(x, mean):  # noqa: F811
+        return net(x) + (1e-4 + mean - x.mean((1, 2, 3), keepdim=True)).sqrt().flatten(1) * 0
+
+    result = case(model).run(x, y, additional_forward_args=mean)
+    with torch.no_grad():
+        logits = model(result.adversarial, mean)
+    sound = logits.isfinite().all(1)
+    assert result.adversarial.isfinite().all()
+    assert result.success.tolist() == (sound & (logits.argmax(1) != y)).tolist()
+
+
+class Awkward(nn.Module):
+    """In-place on its input, a layer used twice, its only parameters frozen, a buffer that counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp().requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        return self.net(x.mul_(2)) + self.net(x.relu_())
+
+
+@every
+def test_leaves_no_trace(case):
+    model = Awkward()
+    x, y = examples(lambda x: model(x.clone()))
+    model.seen.zero_()
+    kept, state = x.clone(), {k: v.clone() for k, v in model.state_dict().items()}
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    result = case(model).run(x, y)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert torch.equal(x, kept) and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+    check(case, model, x, result, lambda moved: answers(model, moved.clone()) != y)
+
+
+# --- counts -----------------------------------------------------------------------------------------------
+
+
+@every
+def test_counts_are_exact_for_each_example(case):
+    net = mlp()
+    x, y = examples(net)
+    model = Counted(net, len(x))
+    result = case(model).run(x, y, additional_forward_args=torch.arange(len(x)))
+    assert result.forwards.tolist() == model.forwards.tolist()
+    assert result.backwards.tolist() == model.backwards.tolist()
+    assert (result.backwards[:10] > 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("options", [{}, {"targets": 3}, {"restarts": 3}, {"random_start": True}], ids=str)
+def test_fooled_examples_leave_the_batch(norm, options):
+    net = mlp()
+    x, y = examples(net)
+    case = next(c for c in CASES if c.told == "pgd" and c.norm == norm)
+
+    def run(early_stop):
+        model = Counted(net, len(x))
+        result = case(model, early_stop=early_stop, **options).run(x, y, additional_forward_args=torch.arange(len(x)))
+        assert result.forwards.sum() == model.forwards.sum()
+        return result
+
+    stopped, full = run(True), run(False)
+    assert stopped.success.tolist() == full.success.tolist()
+    fell, resisted = stopped.success & (stopped.distance > 0), ~stopped.success
+    assert fell.any() and resisted.any()
+    assert (stopped.forwards[fell] < full.forwards[fell]).all()
+    assert (stopped.forwards[resisted] == full.forwards[resisted]).all()
+    assert (stopped.margin <= full.margin + 1e-12).all()  # who goes on may find something stronger
+
+
+# --- randomness -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_seed_decides(norm):
+    case = next(c for c in CASES if c.told == "pgd, random" and c.norm == norm)
+    model = mlp()
+    x, y = examples(model, wrong=0)
+    one, again, other = (case(model, seed=s, eps=2 * BUDGET[norm]).run(x, y) for s in (1, 1, 2))
+    assert_same(one, again, rtol=0, atol=0)
+    assert not torch.equal(one.adversarial, other.adversarial)
