@@ -15,9 +15,9 @@ from ..engine.packing import finest
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise, identities
 from ..engine.scores import Everything
-from ..perturb.goals import Climb, Goal, Leave, Loss, Reach, as_logits
+from ..perturb.goals import Climb, Goal, Loss, class_goal
 from ..perturb.norms import Norm, norm_of
-from ..perturb.region import Region
+from ..perturb.region import Region, box, packed
 
 
 class ZeroGradientWarning(UserWarning):
@@ -190,7 +190,7 @@ class Attack(ABC):
             kwargs=additional_forward_kwargs or {},
             pace=Pace(self.batch_size),
         )
-        f = f.to(of=goal or self._goal(f, y, targeted))
+        f = f.to(of=goal or class_goal(f, y, targeted, self.loss_func))
         region = self._region(f, self.eps if eps is None else eps, mask)
         margin = f.score
         left = (~(margin > 0)).nonzero().squeeze(1)
@@ -220,33 +220,10 @@ class Attack(ABC):
             margin[moved] = f.to(strict=False).value(z[moved], moved)
         return Found(z, margin, region.size(z))
 
-    def _goal(self, f: Probe, y: Any, targeted: bool) -> Goal:
-        if y is None:
-            if targeted:
-                raise ValueError("targeted=True needs y, the classes to be reached")
-            y = as_logits(f.score, f.everyone).argmax(1)
-        return (Reach if targeted else Leave)(labels(y, f), self.loss_func)
-
     def _region(self, f: Probe, eps: float | Tensor | None, mask: Any = None) -> Region:
         if eps is None:
             raise ValueError(f"eps is missing: give {type(self).__name__}(..., eps=...) or run(..., eps=...)")
-        low, high = (
-            packed(v, f, name) for v, name in ((self.lower_bound, "lower_bound"), (self.upper_bound, "upper_bound"))
-        )
-        if not (low <= high).all():
-            raise ValueError(f"bounds must be (lowest, highest), got ({self.lower_bound}, {self.upper_bound})")
-        if self.norm.unit and not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
-            raise ValueError(
-                f"norm {self.norm} needs finite bounds, got ({self.lower_bound}, {self.upper_bound}): without them "
-                "one element could go anywhere; use bounds=(0, 1) or those of your data"
-            )
-        outside = ((f.point < low) | (f.point > high)).any(1)
-        if outside.any():
-            worst = f.point[outside][0]
-            raise ValueError(
-                f"x must lie inside the bounds, but example {int(outside.nonzero()[0])} spans {worst.min():.4g} to "
-                f"{worst.max():.4g}; scale the inputs, or give the bounds of your data"
-            )
+        low, high = box(f, self.lower_bound, self.upper_bound, finite=self.norm.unit > 0)
         free = None if mask is None else packed(mask, f, "mask").expand(f.point.shape) != 0
         return Region(f.point, self.norm, per_row(eps, f, "eps"), low, high, free)
 
@@ -276,28 +253,12 @@ class Perturbation(Attack):
             if callable(self.loss_func):
                 goal: Goal = Climb(self.loss_func, target, -1.0 if targeted else 1.0)
             else:
-                goal = self._goal(f, target, targeted)
+                goal = class_goal(f, target, targeted, self.loss_func)
             f = f.to(of=goal)
             region = self._region(f, radius, mask)
             noise = Noise(self.seed, type(self).__name__, identities(region.centre))
             found = search(f, region, f.everyone, noise)
             return door.out(region.settle(found.z, f.packing))
-
-
-def labels(y: Any, f: Probe) -> Tensor:
-    """One class per example [B], as int64 on the device of the inputs.
-
-    Raises:
-        ValueError: not whole numbers, or not one (or B) of them.
-    """
-    if isinstance(y, tuple) or (isinstance(y, list) and y and isinstance(y[0], tuple)):
-        raise ValueError(f"y must hold one class per example, got {y!r}; for positions in larger outputs give a goal")
-    given: Tensor = torch.as_tensor(y, device=f.device)
-    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise ValueError(f"y must hold classes as integers, got {given.dtype}; use y.long() (argmax for one-hot rows)")
-    if given.numel() not in (1, f.examples) or given.ndim > 1:
-        raise ValueError(f"y must be one class or one per example [{f.examples}], got shape {tuple(given.shape)}")
-    return given.long().reshape(-1).expand(f.examples)
 
 
 def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:
@@ -317,26 +278,6 @@ def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:
             f"{name} must not be negative or NaN, got {t[~(t >= 0)].flatten()[0]:g}; 0 leaves inputs alone"
         )
     return t.reshape(-1).expand(f.examples)
-
-
-def packed(value: Any, f: Probe, name: str) -> Tensor:
-    """A number, or tensors that broadcast to the inputs, packed like them: [1, 1], or [1 or B, D].
-
-    Raises:
-        ValueError: they do not broadcast.
-    """
-    if not isinstance(value, Tensor | tuple | list | dict):
-        return torch.as_tensor(float(value), dtype=f.point.dtype, device=f.device).reshape(1, 1)
-    parts = tuple(value.values()) if isinstance(value, dict) else value
-    parts = parts if isinstance(parts, tuple | list) else (parts,) * len(f.inputs)
-    try:
-        full = [torch.as_tensor(p).to(t).expand(t.shape) for p, t in zip(parts, f.inputs, strict=True)]
-    except (RuntimeError, ValueError):
-        shapes = [tuple(torch.as_tensor(p).shape) for p in parts]
-        raise ValueError(
-            f"{name} of shape {shapes} does not broadcast to the inputs {[tuple(t.shape) for t in f.inputs]}"
-        ) from None
-    return f.packing.pack(full)
 
 
 def warn_if_flat(g: Tensor) -> None:

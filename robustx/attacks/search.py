@@ -12,8 +12,9 @@ from ..engine.memory import Pace
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
 from ..engine.scores import Everything
+from ..perturb.goals import labels
 from ..perturb.region import Region
-from .base import Found, labels
+from .base import Found
 from .gradient import PGD, pgd
 
 Search = Callable[[Region, Tensor, Tensor | None], Found]

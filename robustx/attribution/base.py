@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine.guard import guarded
 from ..engine.memory import Pace
+from ..engine.packing import row_sums
 from ..engine.probe import Door, Probe
 from ..engine.scores import Neuron, Output, Score
 from ..engine.sites import Input, Layer, Site
@@ -69,8 +70,7 @@ class Attribution(ABC):
         """By how much the attributions [B, ...] miss score(end) - score(start); [B]."""
         _, f = self._bind(end_point, target, additional_forward_args, additional_forward_kwargs)
         parts = (attributions,) if isinstance(attributions, Tensor) else tuple(attributions)
-        total = torch.stack([a.reshape(len(a), -1).sum(1) for a in parts]).sum(0)
-        return total - rise(f, start_point)
+        return row_sums(parts) - rise(f, start_point)
 
     @classmethod
     def get_name(cls) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.guard import guarded
+from ..engine.packing import row_sums
 from ..engine.probe import Door, Probe
 from ..engine.sites import Layer, Site
 from ..perturb.references import Reference, through
@@ -250,4 +251,4 @@ def quadrature_of(method: str, steps: int) -> Quadrature:
 
 
 def _delta(f: Probe, parts: tuple[Tensor, ...], baselines: Any) -> Tensor:
-    return torch.stack([p.reshape(len(p), -1).sum(1) for p in parts]).sum(0) - rise(f, baselines)
+    return row_sums(parts) - rise(f, baselines)

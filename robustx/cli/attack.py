@@ -3,6 +3,8 @@
 import inspect
 import time
 from argparse import Namespace
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -118,7 +120,7 @@ def _totals(
 ) -> dict[str, Any]:
     norm, n = str(attack.norm), len(samples)
     state = [one["state"] for one in samples]
-    far = sorted(one[norm] for one in samples if one["state"] == "fooled")
+    far = [one[norm] for one in samples if one["state"] == "fooled"]
     return {
         "attack": type(attack).__name__,
         "model": s.name,
@@ -133,7 +135,7 @@ def _totals(
         "there_before": state.count("there before"),
         "fooled": state.count("fooled"),
         "stand": state.count("stands"),
-        "median_distance": far[len(far) // 2] if far else None,
+        "median_distance": median(far) if far else None,
         "forwards": sum(one["forwards"] for one in samples),
         "backwards": sum(one["backwards"] for one in samples),
         "seconds": round(seconds, 3),
@@ -164,8 +166,10 @@ def _told(t: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(place: Any, s: Subject, r: AttackResult, samples: list[dict[str, Any]], totals: dict[str, Any]) -> list[str]:
-    from safetensors.torch import save_file
+def _write(
+    place: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]], totals: dict[str, Any]
+) -> list[str]:
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {
         "x": s.data.x,
@@ -174,18 +178,26 @@ def _write(place: Any, s: Subject, r: AttackResult, samples: list[dict[str, Any]
         "index": s.data.index,
         "success": r.success,
     }
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, str(place / "adversarial.safetensors"))
+    (place / "adversarial.safetensors").write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}))
     write_csv(place / "samples.csv", samples)
     (place / "attack.json").write_text(as_json(totals) + "\n", encoding="utf-8")
     written = ["adversarial.safetensors", "samples.csv", "attack.json"]
-    if s.data.kind == "image":
-        from .pictures import contact_sheet
-
-        chosen = sorted(range(len(samples)), key=lambda i: samples[i]["state"] != "fooled")
-        chosen = [i for i in chosen if samples[i]["state"] != "there before"] or chosen
-        captions = [f"{samples[i]['before']} → {samples[i]['after']}" for i in chosen]
-        contact_sheet(s.data.x[chosen], r.adversarial[chosen], captions, s.data.bounds).savefig(
-            place / "adversarial.png"
-        )
+    if s.data.kind == "image" and len(samples):
+        _sheet(place / "adversarial.png", s, r, samples, totals)
         written.append("adversarial.png")
     return written
+
+
+def _sheet(file: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]], totals: dict[str, Any]) -> None:
+    from .pictures import contact_sheet
+
+    order = {"fooled": 0, "stands": 1, "there before": 2}
+    chosen = sorted(range(len(samples)), key=lambda i: order[samples[i]["state"]])
+    found = [samples[i]["state"] == "fooled" for i in chosen]
+    told = [f"{samples[i]['before']} → {samples[i]['after']}" for i in chosen]
+    captions = [
+        arrow if yes else f"{samples[i]['after']} {samples[i]['state']}"
+        for i, yes, arrow in zip(chosen, found, told, strict=True)
+    ]
+    title = f"{totals['attack']}, {totals['norm']} up to {totals['eps']:.4g}, on {s.name}: {sum(found)} of {len(samples)} fooled"
+    contact_sheet(s.data.x[chosen], r.adversarial[chosen], captions, found, s.data.bounds, title).savefig(file)

@@ -116,7 +116,9 @@ was fooled.
     p.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
     p.add_argument("--loss", choices=("ce", "margin", "dlr"), default="ce", help="what is climbed (default: ce)")
     p.add_argument("--steps", type=count, metavar="N", help="gradient steps (default: 40)")
-    p.add_argument("--restarts", type=count, metavar="N", help="attempts, the later ones from random points (default: 1)")
+    p.add_argument(
+        "--restarts", type=count, metavar="N", help="attempts, the later ones from random points (default: 1)"
+    )
     p.add_argument(
         "--set",
         dest="options",
@@ -267,7 +269,9 @@ def _subject(p: Parser, several: bool = False) -> None:
 
 def _row(p: Parser) -> None:
     p.add_argument("--row", type=whole, default=0, metavar="N", help="which sample of the data, from 0 (default: 0)")
-    p.add_argument("--limit", type=count, metavar="N", help="read at most N samples, for large data sets (default: all)")
+    p.add_argument(
+        "--limit", type=count, metavar="N", help="read at most N samples, for large data sets (default: all)"
+    )
 
 
 def _manner(p: Parser) -> None:

@@ -12,35 +12,38 @@ from torch import Tensor
 
 Bounds = tuple[float | Tensor, float | Tensor]
 
-MOST = 40  # samples on one sheet
+MOST = 30  # samples on one sheet
 ACROSS = 10
 SIGNED = "RdBu_r"  # red adds, blue takes away, white is nothing
 
 
-def contact_sheet(before: Tensor, after: Tensor, captions: Sequence[str], bounds: Bounds) -> Figure:
-    """Images [N, C, H, W] as they were, as they are and what changed, one sample a column; at most 40."""
+def contact_sheet(
+    before: Tensor, after: Tensor, captions: Sequence[str], found: Sequence[bool], bounds: Bounds, title: str
+) -> Figure:
+    """Images [N, C, H, W] as they were, as they are and what changed, one sample a column; at most 30."""
     n = min(len(before), MOST)
-    across = min(n, ACROSS)
-    bands = ceil(n / ACROSS)
-    figure = Figure(figsize=(0.9 + 1.0 * across, 0.7 + bands * 3.45), dpi=110, layout="constrained")
-    grid = figure.subplots(bands * 3, across, squeeze=False)
+    across, bands = min(n, ACROSS), ceil(n / ACROSS)
+    figure = Figure(figsize=(1.8 + 1.0 * across, 0.6 + bands * 3.6), dpi=110, layout="constrained")
+    heights = [1, 1, 1, 0.15] * bands  # a gap after each band
+    grid = figure.subplots(len(heights), across, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.set_axis_off()
     change = (after - before)[:n]
     most = float(change.abs().max()) or 1.0
     shown: Any = None
     for i in range(n):
-        column = grid[i // ACROSS * 3 : i // ACROSS * 3 + 3, i % ACROSS]
-        column[0].set_title(captions[i], fontsize=9)
+        column = grid[i // ACROSS * 4 : i // ACROSS * 4 + 3, i % ACROSS]
+        column[0].set_title(captions[i], fontsize=9, color="#b2182b" if found[i] else "0.45")
         draw_image(column[0], before[i], bounds)
         draw_image(column[1], after[i], bounds)
         shown = draw_signed(column[2], change[i].mean(0), most)
     for band in range(bands):
         for k, word in enumerate(("before", "after", "change")):
-            axes = grid[band * 3 + k, 0]
+            axes = grid[band * 4 + k, 0]
             axes.text(-0.12, 0.5, word, rotation=90, ha="right", va="center", fontsize=9, transform=axes.transAxes)
     if shown is not None:
-        figure.colorbar(shown, ax=grid[:, -1], shrink=0.5 / bands, aspect=25 / bands**0.5, label="change")
+        figure.colorbar(shown, ax=grid, shrink=0.6 / bands, aspect=20, anchor=(0, 1), label="change, in input units")
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

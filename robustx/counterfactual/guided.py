@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.base import labels, packed
 from ..attribution.shapley import shapley
 from ..engine.guard import guarded
 from ..engine.memory import Pace
-from ..engine.packing import finest
+from ..engine.packing import finest, row_sums
 from ..engine.probe import Door, Probe
 from ..engine.scores import Everything
 from ..perturb.features import Partition, from_masks
-from ..perturb.goals import Goal, Leave, Reach, as_logits
+from ..perturb.goals import Goal, class_goal
 from ..perturb.references import blur, through
+from ..perturb.region import box
 from .domain import Domain, Move, Replace, change
 from .result import CounterfactualResult
 
@@ -248,7 +248,7 @@ class Guided:
             kwargs=additional_forward_kwargs or {},
             pace=Pace(self.batch_size),
         )
-        f = f.to(of=goal or self._goal(f, y, targeted))
+        f = f.to(of=goal or class_goal(f, y, targeted, "margin", self.by))
         before = f.score
         features = from_masks(
             tuple(feature_mask.values()) if isinstance(feature_mask, dict) else feature_mask, f.inputs
@@ -264,7 +264,10 @@ class Guided:
         sets = best.sets & found
         g = change(f, features, after)
         shares = shapley(g, sets)
-        way = [finest(a) - finest(b) if a.is_floating_point() else a != b for a, b in zip(after, f.inputs, strict=True)]
+        way = [
+            finest(a) - finest(b) if a.is_floating_point() else finest(a != b)
+            for a, b in zip(after, f.inputs, strict=True)
+        ]
         assert f.meter is not None
         return CounterfactualResult(
             inputs=x,
@@ -274,20 +277,13 @@ class Guided:
             before=before,
             nearest=torch.maximum(best.margin, before),
             changed=sets,
-            distance=torch.stack([w.reshape(len(w), -1).abs().sum(1) for w in way]).sum(0),
+            distance=row_sums([w.abs() for w in way]),
             contributions=shares.to(before.device),
             proved=_proofs(domain, margin, sets, tried),
             names=told,
             forwards=f.meter.forward.clone(),
             backwards=f.meter.backward.clone(),
         )
-
-    def _goal(self, f: Probe, y: Any, targeted: bool) -> Goal:
-        if y is None:
-            if targeted:
-                raise ValueError("targeted=True needs y, the classes to be reached")
-            y = as_logits(f.score, f.everyone).argmax(1)
-        return (Reach if targeted else Leave)(labels(y, f), "margin", self.by)
 
     def _movable(self, f: Probe, features: Partition, names: Sequence[str], immutable: Iterable[int | str]) -> Tensor:
         ids = features.known.tolist()
@@ -305,15 +301,7 @@ class Guided:
             reference = blur() if isinstance(self.reference, str) else self.reference
             return Replace(f, features, reference if callable(reference) else through(reference))
         assert self.bounds is not None
-        low, high = (packed(v, f, "bounds").expand(f.point.shape) for v in self.bounds)
-        if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
-            raise ValueError(f"bounds must be finite and (lowest, highest), got {self.bounds}; take those of your data")
-        outside = ((f.point < low) | (f.point > high)).any(1)
-        if outside.any():
-            raise ValueError(
-                f"x must lie inside the bounds, but example {int(outside.nonzero()[0])} does not; widen the bounds, or "
-                "scale the inputs"
-            )
+        low, high = (b.expand(f.point.shape) for b in box(f, *self.bounds, finite=True))
         return Move(f, features, low, high, self.steps)
 
 

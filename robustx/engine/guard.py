@@ -3,7 +3,7 @@
 import functools
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,18 +15,25 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def modules_of(model: Any) -> list[nn.Module]:
-    """The modules a callable is made of: itself, or what a method, partial or closure refers to."""
+def modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
+    """The modules a callable is made of: itself, or what a method, partial, closure, object or collection refers to."""
     if isinstance(model, nn.Module):
         return [model]
+    parts: Iterable[Any] = ()
     if isinstance(model, functools.partial):
-        return [m for part in (model.func, *model.args, *model.keywords.values()) for m in modules_of(part)]
-    if inspect.ismethod(model):
-        return modules_of(model.__self__)
-    if inspect.isfunction(model):
+        parts = (model.func, *model.args, *model.keywords.values())
+    elif inspect.ismethod(model):
+        parts = (model.__self__,)
+    elif inspect.isfunction(model):
         used = inspect.getclosurevars(model)
-        return [v for v in {**used.globals, **used.nonlocals}.values() if isinstance(v, nn.Module)]
-    return []
+        parts = (*used.globals.values(), *used.nonlocals.values(), *(model.__defaults__ or ()))
+    elif isinstance(model, Mapping):
+        parts = model.values()
+    elif isinstance(model, list | tuple):
+        parts = model
+    elif callable(model) and not inspect.isclass(model):
+        parts = getattr(model, "__dict__", {}).values()
+    return list(dict.fromkeys(m for part in parts for m in modules_of(part, depth - 1))) if depth else []
 
 
 @contextmanager
@@ -58,7 +65,7 @@ def untouched(model: Any) -> Iterator[None]:
                 torch.cuda.set_rng_state_all(on_gpu)
             for owner, name, buffer, copy in kept:
                 owner._buffers[name] = buffer
-                if buffer is not None and copy is not None and _version(buffer) != copy[1]:
+                if buffer is not None and copy is not None and _changed(buffer, *copy):
                     with torch.no_grad():
                         buffer.copy_(copy[0])
 
@@ -89,12 +96,27 @@ def _version(t: Tensor) -> int:
     return -1 if t.is_inference() else t._version
 
 
+def _changed(t: Tensor, copy: Tensor, version: int) -> bool:
+    # writing through .data leaves the version as it was; tensors of inference mode cannot be written at all
+    return not t.is_inference() and (t._version != version or not torch.equal(t, copy))
+
+
 def _refuse_train_mode(model: nn.Module) -> None:
     for name, m in model.named_modules():
-        noisy = isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0
-        if m.training and (noisy or isinstance(m, nn.modules.batchnorm._NormBase)):
-            what = "results would be random" if noisy else "rows of a batch would see one another"
+        who = f"{type(m).__name__} {name or '(the model itself)'!r}"
+        mixes = isinstance(m, nn.modules.batchnorm._BatchNorm)
+        if m.training and (mixes or _noisy(m)):
+            what = "rows of a batch would see one another" if mixes else "results would be random"
+            raise ValueError(f"model is in train mode: {who} is training, so {what}; call model.eval() first")
+        if mixes and m.running_mean is None:
             raise ValueError(
-                f"model is in train mode: {type(m).__name__} {name or '(the model itself)'!r} is training, so {what}; "
-                "call model.eval() first"
+                f"model normalises over the batch: {who} keeps no running statistics, so rows of a batch would see one "
+                "another; use track_running_stats=True, or a norm within each example"
             )
+
+
+def _noisy(m: nn.Module) -> bool:
+    """Whether a module draws at random in train mode."""
+    if isinstance(m, nn.modules.dropout._DropoutNd):
+        return m.p > 0
+    return isinstance(m, nn.RReLU) or (isinstance(m, nn.RNNBase | nn.MultiheadAttention) and m.dropout > 0)

@@ -32,6 +32,10 @@ class Pace:
     budget: int | None = None
     _rows: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
+            raise ValueError(f"a batch size must be a whole number of at least 1, got {self.limit!r}; None chooses it")
+
     def batches(self, n: int, device: torch.device, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
         """``work`` done on consecutive slices of ``range(n)``, in order.
 

@@ -48,8 +48,8 @@ class Packing:
                     f"tensor {i} has dtype {t.dtype}, but only floating-point tensors can be moved or differentiated; "
                     "for token ids work at the embedding layer, for other integers pass them as additional_forward_args"
                 )
-        flat = [t.reshape(len(t), prod(s)).to(self.dtype) for t, s in zip(tensors, self.shapes, strict=True)]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+        parts = [flat(t).to(self.dtype) for t in tensors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def split(self, z: Tensor) -> Tensors:
         """[N, D] -> [N, *shape] each, in the dtype of ``z``."""
@@ -59,6 +59,16 @@ class Packing:
     def unpack(self, z: Tensor) -> Tensors:
         """[N, D] -> [N, *shape] each, each in its own dtype."""
         return tuple(p.to(d) for p, d in zip(self.split(z), self.dtypes, strict=True))
+
+
+def flat(t: Tensor) -> Tensor:
+    """[N, ...] -> [N, D], also with no rows or no further axes."""
+    return t.reshape(len(t), prod(t.shape[1:]))
+
+
+def row_sums(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of everything in a row, over several tensors [N, ...] -> [N]."""
+    return torch.stack([flat(t).sum(1) for t in tensors]).sum(0)
 
 
 def finest(t: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The gradient engine: a model, seen as one number per row of what stands at one site."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from .guard import modules_of, ordinary
 from .memory import Pace, out_of_memory
-from .packing import Packing, Tensors
+from .packing import Packing, Tensors, flat
 from .scores import Output, OutputError, Score
-from .sites import Call, Input, Site
+from .sites import Call, Input, Seen, Site
 
 Query = Callable[[slice], tuple[Tensor | None, Tensor]]
 """Some of many queries: a slice of them -> (z [n, D], rows [n]); without z, the examples as they are."""
@@ -206,7 +205,7 @@ class Probe:
         """What the model returns for the queries (or the examples as they are), in one pass and untouched."""
         rows = self.everyone if rows is None else rows
         with torch.no_grad():
-            out = self._run(z, rows)
+            out = self._run(self._call(rows), z, rows)
         self._count(rows)
         return out
 
@@ -218,15 +217,23 @@ class Probe:
         return value, self.of.pull(out, rows) if pull else value
 
     def _output(self, z: Tensor | None, rows: Tensor) -> Any:
-        with self.of.tap.watch() if self.of.tap else nullcontext() as seen:
-            out = self._run(z, rows)
-        return seen.value if seen else out
+        call, tap, seen = self._call(rows), self.of.tap, Seen()
+        if tap is None:
+            return self._run(call, z, rows)
 
-    def _run(self, z: Tensor | None, rows: Tensor) -> Any:
+        def watched(inputs: Tensors) -> Any:
+            nonlocal seen
+            with tap.watch() as seen:  # within the site's writing, so that it sees what was written
+                return call(inputs)
+
+        self._run(watched, z, rows)
+        return seen.value
+
+    def _run(self, call: Call, z: Tensor | None, rows: Tensor) -> Any:
         if z is None:
-            return self._call(rows)(self._inputs(rows))
+            return call(self._inputs(rows))
         inputs = () if isinstance(self.at, Input) else self._inputs(rows)  # z stands in their place
-        return self.at.write(self._call(rows), inputs, self.packing.unpack(z), rows)
+        return self.at.write(call, inputs, self.packing.unpack(z), rows)
 
     def _inputs(self, rows: Tensor) -> Tensors:
         return tuple(t[rows] for t in self.inputs)
@@ -277,7 +284,7 @@ class Probe:
 
     def _checked(self, value: Tensor, rows: Tensor) -> Tensor:
         if self.strict and not torch.isfinite(value).all():
-            bad = rows.to(value.device)[~torch.isfinite(value.reshape(len(rows), -1)).all(1)]
+            bad = rows.to(value.device)[~torch.isfinite(flat(value)).all(1)]
             raise NonFiniteError(
                 f"the model's output for example {int(bad[0])} is NaN or infinite ({len(bad)} of {len(rows)} rows); "
                 "mend the model or leave these examples out"
@@ -312,14 +319,17 @@ class Door:
         """
         names = tuple(inputs) if isinstance(inputs, Mapping) else None
         single = isinstance(inputs, Tensor)
-        values = (inputs,) if single else tuple(inputs.values() if isinstance(inputs, Mapping) else inputs)
+        values = inputs.values() if isinstance(inputs, Mapping) else (inputs,) if single else inputs
+        if not isinstance(values, Iterable):
+            raise TypeError(f"inputs must be a tensor or a tuple or dict of tensors, got {type(inputs).__name__}")
+        values = tuple(values)
         for i, t in enumerate(values):
             if not isinstance(t, Tensor):
                 raise TypeError(f"inputs must be a tensor or a tuple or dict of tensors, got {type(t).__name__} at {i}")
             if t.ndim == 0:
                 raise ValueError(f"inputs need a batch axis, got a 0-dimensional tensor at {i}; use x[None]")
             if t.is_floating_point() and not torch.isfinite(t).all():
-                bad = int((~torch.isfinite(t.reshape(len(t), -1)).all(1)).nonzero()[0])
+                bad = int((~torch.isfinite(flat(t)).all(1)).nonzero()[0])
                 raise NonFiniteError(f"inputs contain NaN or infinity, first in example {bad}; clean the data first")
         if len({(len(t), t.device) for t in values}) != 1:
             told = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in values) or "none"

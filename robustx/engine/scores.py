@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .packing import flat
 from .sites import Layer
 
 Target = int | Tensor | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int | slice, ...] | None
@@ -76,9 +77,12 @@ class Output(Score):
         if isinstance(t, tuple):
             return t
         if isinstance(t, Sequence) and not isinstance(t, str):
-            if t and isinstance(t[0], tuple):
-                return [tuple(as_int(i) for i in v) for v in t if isinstance(v, tuple)]
-            return torch.tensor([as_int(v) for v in t if not isinstance(v, tuple | slice)], dtype=torch.long)
+            try:
+                if t and isinstance(t[0], tuple):
+                    return [tuple(as_int(i) for i in v) for v in t]  # type: ignore[union-attr]
+                return torch.tensor([as_int(v) for v in t], dtype=torch.long)  # type: ignore[arg-type]
+            except TypeError as e:
+                raise TargetError(f"a target list must hold ints, or tuples of ints, got {t!r}: {e}") from None
         try:
             return (as_int(t),)
         except TypeError:
@@ -106,7 +110,10 @@ class Output(Score):
             elif isinstance(i, Tensor):
                 if out.ndim != 2:
                     raise IndexError(f"Output must be 2D to select tensor of targets, got shape {tuple(out.shape)}")
-                picked = out[torch.arange(len(out), device=out.device), i.to(out.device)[rows.to(out.device)]]
+                columns = i.to(out.device)[rows.to(out.device)]
+                if ((columns < -out.shape[1]) | (columns >= out.shape[1])).any():  # a GPU would stop for good
+                    raise IndexError(f"there are {out.shape[1]} columns")
+                picked = out[torch.arange(len(out), device=out.device), columns]
             else:
                 picked = torch.stack([out[(n, *i[r])] for n, r in enumerate(rows.tolist())]) if len(rows) else out[:, 0]
         except IndexError as e:
@@ -121,7 +128,7 @@ class Everything(Score):
     """Each row's whole output, flattened [N, M]: for methods that need values only."""
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
-        return tensor_output(out, rows).reshape(len(rows), -1)
+        return flat(tensor_output(out, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +148,11 @@ class Neuron(Score):
         if callable(self.selector):
             return one_each(self.selector(out[0] if len(out) == 1 else out), rows)
         here, i = out[0], self.selector if isinstance(self.selector, tuple) else (self.selector,)
+        if len(out) > 1:
+            raise TargetError(
+                f"neuron_selector {self.selector!r} does not say which of the {len(out)} tensors of the {self.layer} "
+                "is meant; give a function, such as lambda tensors: tensors[0][:, 0]"
+            )
         if len(i) != here.ndim - 1:
             raise TargetError(
                 f"neuron_selector {self.selector!r} has {len(i)} indices, but the {self.layer} has "
@@ -148,7 +160,7 @@ class Neuron(Score):
             )
         try:
             units: Tensor = here[(slice(None), *i)]
-            return units.reshape(len(rows), -1).sum(1)
+            return flat(units).sum(1)
         except IndexError as e:
             raise TargetError(f"neuron_selector {self.selector!r} does not fit {tuple(here.shape[1:])}: {e}") from None
 

@@ -37,7 +37,7 @@ class Input(Site):
         return inputs
 
     def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
-        return call(z)
+        return call(tuple(t.clone() for t in z))  # a model may work in place on what it is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Layer(Site):
     def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
         def put(here: Any) -> Any:
             leaves, tree = tree_flatten(here)
-            new = iter([t.clone() for t in z])  # a model may work in place on what it is given
+            new = iter([t.clone() for t in z])
             return tree_unflatten([next(new) if isinstance(v, Tensor) else v for v in leaves], tree)
 
         with self._hooked(put):

@@ -107,7 +107,7 @@ def columns(groups: Sequence[Sequence[int]], d: int, names: Sequence[str] | None
     """Features of a table: each group of columns (a one-hot block, say) is one; a column in no group is its own.
 
     Raises:
-        ValueError: a column stands in two groups or does not exist.
+        ValueError: a column stands in two groups or does not exist, or there is not one name for each feature.
     """
     ids = torch.full((d,), -1)
     for i, group in enumerate(groups):
@@ -119,4 +119,7 @@ def columns(groups: Sequence[Sequence[int]], d: int, names: Sequence[str] | None
             ids[c] = i
     alone = ids < 0
     ids[alone] = torch.arange(len(groups), len(groups) + int(alone.sum()))
-    return Partition(ids, None if names is None else tuple(names))
+    found = Partition(ids, None if names is None else tuple(names))
+    if names is not None and len(names) != found.count:
+        raise ValueError(f"names must have one entry for each of the {found.count} features, got {len(names)}")
+    return found

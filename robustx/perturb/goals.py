@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.scores import Output, OutputError, Score, Target, one_each, tensor_output
+from ..engine.probe import Probe
+from ..engine.scores import Everything, Output, OutputError, Score, Target, one_each, tensor_output
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs [N, K], labels [N]) -> [N]; grows as the label loses its lead."""
@@ -34,7 +35,11 @@ def logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         raise ValueError(f"loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}; use loss='margin'")
     top = logits.topk(3, dim=1).values
-    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
+    return margin(logits, y) / _not_zero(top[:, 0] - top[:, 2])
+
+
+def _not_zero(gap: Tensor) -> Tensor:
+    return gap.clamp(min=max(1e-12, torch.finfo(gap.dtype).tiny))  # 1e-12 is 0 in float16
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": logits_ratio}
@@ -123,7 +128,7 @@ class Leave(_ClassGoal):
         if logits.shape[1] < 4:
             raise ValueError(f"targeted loss 'dlr' needs at least 4 classes, the model has {logits.shape[1]}")
         top = logits.topk(4, dim=1).values
-        return lead / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=1e-12)  # eq. 7 there
+        return lead / _not_zero(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)  # eq. 7 there
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +149,10 @@ class Between(Goal):
     low: float = -torch.inf
     high: float = torch.inf
     target: Target = None
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low must be less than high, got {self.low} and {self.high}: nothing lies between them")
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
         v = Output(self.target).value(out, rows)
@@ -175,3 +184,33 @@ class Climb(Goal):
         t = self.target
         follows = isinstance(t, Tensor) and t.ndim > 0 and len(t) > 1
         return self.sign * one_each(self.loss(out, t[rows.to(t.device)] if follows else t), rows)
+
+
+def class_goal(f: Probe, y: Any, targeted: bool = False, loss: str | Loss = "margin", by: float = 0.0) -> Goal:
+    """Leave the classes ``y`` (reach them, if ``targeted``); None leaves the model's own answers.
+
+    Raises:
+        ValueError: no classes where they are needed, or unfit ones.
+    """
+    if y is None:
+        if targeted:
+            raise ValueError("targeted=True needs y, the classes to be reached")
+        out = f.to(of=Everything()).score
+        y = as_logits(out, f.everyone).argmax(1) if f.examples else f.everyone
+    return (Reach if targeted else Leave)(labels(y, f), loss, by)
+
+
+def labels(y: Any, f: Probe) -> Tensor:
+    """One class per example [B], as int64 on the device of the inputs.
+
+    Raises:
+        ValueError: not whole numbers, or not one (or B) of them.
+    """
+    if isinstance(y, tuple) or (isinstance(y, list) and y and isinstance(y[0], tuple)):
+        raise ValueError(f"y must hold one class per example, got {y!r}; for positions in larger outputs give a goal")
+    given: Tensor = torch.as_tensor(y, device=f.device)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise ValueError(f"y must hold classes as integers, got {given.dtype}; use y.long() (argmax for one-hot rows)")
+    if given.numel() not in (1, f.examples) or given.ndim > 1:
+        raise ValueError(f"y must be one class or one per example [{f.examples}], got shape {tuple(given.shape)}")
+    return given.long().reshape(-1).expand(f.examples)

@@ -150,7 +150,7 @@ class L0(Norm):
 
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
         cap = _within(d.abs(), room)
-        nearer = d**2 - (d.abs() - cap) ** 2  # how much nearer an element brings us by moving
+        nearer = cap * (2 * d.abs() - cap)  # d^2 - (d - cap)^2: how much nearer an element brings us by moving
         return torch.where(_leading(nearer, radius), d.sign() * cap, 0)
 
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -194,6 +194,7 @@ def _fill(a: Tensor, size: Tensor, cap: Tensor) -> Tensor:
     that meet them is found in a few rounds, exactly.
     """
     x, r2 = finest(a), finest(size)[:, None] ** 2
+    x = x / x.amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) if x.shape[1] else x  # squares of 1e-200 are 0
     c = finest(torch.where(a > 0, cap, 0))
     met = c <= 0
     while True:

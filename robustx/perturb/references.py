@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.packing import Tensors
+from ..engine.packing import Tensors, finest
 from ..engine.probe import Probe
 from ..engine.randomness import Noise, identities
 from ..engine.sites import Input
@@ -33,7 +33,7 @@ def here(value: float) -> Reference:
 def mean(data: Tensor | tuple[Tensor, ...]) -> Reference:
     """The mean of a data set [M, ...]."""
     data = (data,) if isinstance(data, Tensor) else data
-    return through(tuple(t.float().mean(0, keepdim=True).to(t.dtype) for t in data))
+    return through(tuple(finest(t).mean(0, keepdim=True).to(t.dtype) for t in data))
 
 
 def blur(sigma: float = 3.0) -> Reference:
@@ -61,7 +61,9 @@ def among(data: Tensor | tuple[Tensor, ...], seed: int = 0) -> Reference:
 
 
 def _like_inputs(baselines: Any, f: Probe) -> Tensors:
-    if isinstance(baselines, Mapping) and f.names is not None:
+    if isinstance(baselines, Mapping):
+        if not baselines.keys() <= set(f.names or ()):
+            raise ValueError(f"baselines name {', '.join(baselines)}, but the inputs are {', '.join(f.names or ('no dict',))}")
         baselines = tuple(baselines.get(n) for n in f.names)
     if not isinstance(baselines, tuple | list):
         baselines = (baselines,) * (len(f.inputs) if not isinstance(baselines, Tensor) else 1)

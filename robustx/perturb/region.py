@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..engine.packing import Packing, Tensors, finest
+from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from .norms import Norm
 
@@ -93,3 +94,47 @@ class Region:
                 torch.where(over.reshape(-1, *[1] * (h.ndim - 1)), n, h) for h, n in zip(held, inwards, strict=True)
             )
         return held
+
+
+def box(f: Probe, low: Any, high: Any, finite: bool = False) -> tuple[Tensor, Tensor]:
+    """The box of allowed inputs, packed like the probe's point: [1, 1] or [B, D] each.
+
+    Raises:
+        ValueError: it is empty somewhere, infinite where it must not be, or some example is outside.
+    """
+    low, high = packed(low, f, "bounds"), packed(high, f, "bounds")
+    if not bool((low <= high).all()):
+        raise ValueError("bounds must be (lowest, highest), but somewhere the lowest is above the highest, or NaN")
+    if finite and not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
+        raise ValueError(
+            "bounds must be finite here (in norm L0, and for counterfactuals): otherwise one element could go "
+            "anywhere; use bounds=(0, 1) or those of your data"
+        )
+    outside = ((f.point < low) | (f.point > high)).any(1)
+    if outside.any():
+        worst = f.point[outside][0]
+        raise ValueError(
+            f"x must lie inside the bounds, but example {int(outside.nonzero()[0])} spans {worst.min():.4g} to "
+            f"{worst.max():.4g}; scale the inputs, or give the bounds of your data"
+        )
+    return low, high
+
+
+def packed(value: Any, f: Probe, name: str) -> Tensor:
+    """A number, or tensors that broadcast to the inputs, packed like them: [1, 1], or [1 or B, D].
+
+    Raises:
+        ValueError: they do not broadcast.
+    """
+    if not isinstance(value, Tensor | tuple | list | dict):
+        return torch.as_tensor(float(value), dtype=f.point.dtype, device=f.device).reshape(1, 1)
+    parts = tuple(value.values()) if isinstance(value, dict) else value
+    parts = parts if isinstance(parts, tuple | list) else (parts,) * len(f.inputs)
+    try:
+        full = [torch.as_tensor(p).to(t).expand(t.shape) for p, t in zip(parts, f.inputs, strict=True)]
+    except (RuntimeError, ValueError):
+        shapes = [tuple(torch.as_tensor(p).shape) for p in parts]
+        raise ValueError(
+            f"{name} of shape {shapes} does not broadcast to the inputs {[tuple(t.shape) for t in f.inputs]}"
+        ) from None
+    return f.packing.pack(full)

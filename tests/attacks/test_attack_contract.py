@@ -380,11 +380,11 @@ def test_probabilities_are_as_good_as_logits(case):
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.options.get("random_start")], ids=str)
 def test_a_constant_model_is_told_and_survived(case):
-    logits = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    logits = torch.tensor([[0.0, 2.0, 0.0]], dtype=torch.float64)
     x = torch.rand(4, 2, 3, 3, dtype=torch.float64)
     with pytest.warns(ZeroGradientWarning, match="exactly zero for 4 of 4"):
         result = case(lambda x: x.flatten(1).sum(1, keepdim=True) * 0 + logits).run(x, torch.ones(4, dtype=torch.long))
-    assert not result.success.any() and (result.margin == -1).all()
+    assert not result.success.any() and (result.margin == -2).all()
     assert torch.equal(result.adversarial, x)
 
 
@@ -469,7 +469,7 @@ def test_fooled_examples_leave_the_batch(norm, options):
     assert stopped.success.tolist() == full.success.tolist()
     fell, resisted = stopped.success & (stopped.distance > 0), ~stopped.success
     assert fell.any() and resisted.any()
-    assert (stopped.forwards[fell] < full.forwards[fell]).all()
+    assert (stopped.forwards <= full.forwards).all() and stopped.forwards[fell].sum() < full.forwards[fell].sum()
     assert (stopped.forwards[resisted] == full.forwards[resisted]).all()
     assert (stopped.margin <= full.margin + 1e-12).all()  # who goes on may find something stronger
 
