@@ -4,7 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -119,6 +119,9 @@ class Attack(ABC):
         seed: random draws are functions of it and of each example's content, never of a global generator.
         batch_size: most rows in one pass; None fills the memory budget.
     """
+
+    minimal: ClassVar[bool] = False
+    """Whether it looks for the nearest point, with ``eps`` as the largest distance it tries."""
 
     def __init__(
         self,

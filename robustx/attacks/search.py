@@ -82,6 +82,8 @@ class Bisection(PGD):
     0.3
     """
 
+    minimal = True
+
     def __init__(self, *args: Any, rounds: int = 12, **options: Any) -> None:
         super().__init__(*args, **options)
         self.rounds = rounds

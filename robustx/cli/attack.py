@@ -66,7 +66,8 @@ def _attack(asked: Namespace, s: Subject) -> Attack:
     options |= dict(asked.options)
     kind = attacks.ATTACKS.get(asked.attack.lower())
     if kind is not None:
-        known = {n for c in kind.__mro__ if "__init__" in vars(c) for n in inspect.signature(c.__init__).parameters}
+        inits = [vars(c)["__init__"] for c in kind.__mro__ if "__init__" in vars(c)]
+        known = {name for init in inits[:-1] for name in inspect.signature(init).parameters}  # the last is object's
         for name in options.keys() - known:
             raise ValueError(f"attack {asked.attack!r} has no argument {name!r}; {kind.__name__} takes {_list(known)}")
     fixed = {
@@ -199,5 +200,6 @@ def _sheet(file: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]
         arrow if yes else f"{samples[i]['after']} {samples[i]['state']}"
         for i, yes, arrow in zip(chosen, found, told, strict=True)
     ]
-    title = f"{totals['attack']}, {totals['norm']} up to {totals['eps']:.4g}, on {s.name}: {sum(found)} of {len(samples)} fooled"
+    budget = f"{totals['norm']} up to {totals['eps']:.4g}"
+    title = f"{totals['attack']}, {budget}, on {s.name}: {sum(found)} of {len(samples)} fooled"
     contact_sheet(s.data.x[chosen], r.adversarial[chosen], captions, found, s.data.bounds, title).savefig(file)

@@ -14,7 +14,11 @@ from . import DONE
 from .opening import Subject, called, class_of, folder, sample, subject
 from .show import as_json, files, table, write_csv
 
-METHODS = ("integrated-gradients", "saliency", "feature-ablation")
+METHODS = {  # what each one's numbers are
+    "integrated-gradients": "share of the output",
+    "saliency": "slope of the output",
+    "feature-ablation": "fall of the output",
+}
 
 
 def run(asked: Namespace) -> int:
@@ -41,7 +45,7 @@ def run(asked: Namespace) -> int:
         "baseline": asked.baseline,
         **sums,
     }
-    written = [] if place is None else _write(place, s, one, a, result, parts)
+    written = [] if place is None else _write(place, one, a, mask, result, parts)
     if asked.json:
         print(as_json({**result, "parts": parts}))
         return DONE
@@ -52,7 +56,7 @@ def run(asked: Namespace) -> int:
 
 
 def _method(asked: Namespace) -> str:
-    name = asked.method.lower().replace("_", "-").replace(" ", "-")
+    name: str = asked.method.lower().replace("_", "-").replace(" ", "-")
     if name not in METHODS:
         from ..zoo.address import near
 
@@ -122,7 +126,7 @@ def _parts(a: Tensor, one: Data, mask: Tensor | None) -> list[dict[str, Any]]:
 
 def _told(r: dict[str, Any], parts: list[dict[str, Any]], of: int) -> str:
     lines = [
-        f"{r['method']} of the output for {r['explained']}: {r['model']}, {r['data']} row {r['row']}",
+        f"{r['method'].replace('-', ' ')} of the output for {r['explained']}: {r['model']}, {r['data']} row {r['row']}",
         "",
         f"  label {r['label']}, answer {r['answer']} ({r['probability']:.1%})",
     ]
@@ -131,12 +135,14 @@ def _told(r: dict[str, Any], parts: list[dict[str, Any]], of: int) -> str:
             f"  output {r['output']:.4g} here, {r['output_at_baseline']:.4g} at the baseline ({r['baseline']})"
         )
     if "sum" in r:
-        lines.append(f"  attributions add up to {r['sum']:.6g}; {abs(r['missing']):.1g} is missing")
+        lines.append(f"  attributions add up to {r['sum']:.6g} and miss the difference by {abs(r['missing']):.1g}")
     lines += ["", table([list(p.values()) for p in parts], list(parts[0])), f"  {len(parts)} of {of} parts"]
     return "\n".join(lines) + "\n"
 
 
-def _write(place: Path, s: Subject, one: Data, a: Tensor, r: dict[str, Any], parts: list[dict[str, Any]]) -> list[str]:
+def _write(
+    place: Path, one: Data, a: Tensor, mask: Tensor | None, r: dict[str, Any], parts: list[dict[str, Any]]
+) -> list[str]:
     from safetensors.torch import save
 
     tensors = {"x": one.x, "attribution": a, "label": one.y, "index": one.index}
@@ -146,16 +152,16 @@ def _write(place: Path, s: Subject, one: Data, a: Tensor, r: dict[str, Any], par
     written = ["attribution.safetensors", "attribution.csv", "attribution.json"]
     title = (
         f"{r['model']}, row {r['row']}: label {r['label']}, answer {r['answer']} ({r['probability']:.1%})\n"
-        f"{r['method']} of the output for {r['explained']}"
+        f"{r['method'].replace('-', ' ')} of the output for {r['explained']}"
     )
     from .pictures import image_attribution, ranked_bars
 
     if one.kind == "image":
-        figure = image_attribution(one.x[0], a[0], one.bounds, title, "share of the output")
+        figure = image_attribution(one.x[0], a[0], one.bounds, title, METHODS[r["method"]], mask)
     elif one.kind == "table":
         top = parts[:15]
         names = [f"{p['part']} = {p['value']:.4g} {p['unit']}".strip() for p in top]
-        figure = ranked_bars(names, [p["attribution"] for p in top], title, "share of the output")
+        figure = ranked_bars(names, [p["attribution"] for p in top], title, METHODS[r["method"]])
     else:
         return written
     figure.savefig(place / "attribution.png")

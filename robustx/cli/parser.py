@@ -148,17 +148,29 @@ examples:
   robustx counterfactual --model mine:net --data mine:test --row 0
 
 A feature is a column of a table or a superpixel of an image. --out receives counterfactual.safetensors,
-counterfactual.json and a picture. Exit code 1 says that nothing was found.
+counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that nothing was found.
 """,
     )
     _subject(p)
     _row(p)
     p.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
     p.add_argument(
-        "--keep", action="append", default=[], metavar="COLUMN", help="a column that must not change (repeatable)"
+        "--keep",
+        action="append",
+        default=[],
+        metavar="FEATURE",
+        help="a column or superpixel that must not change (repeatable)",
+    )
+    p.add_argument(
+        "--replace",
+        type=replacement,
+        metavar="VALUE",
+        help="features give way to this as a whole: blur (images), or a number (default: they move inside the bounds)",
+    )
+    p.add_argument(
+        "--margin", type=number, default=1e-4, metavar="M", help="by how many logits at least (default: 1e-4)"
     )
     p.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
-    p.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
     p.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")
     _manner(p)
 
@@ -320,6 +332,11 @@ def share(text: str) -> float:
 def baseline(text: str) -> float | str:
     """A number, or the word ``mean``."""
     return text if text == "mean" else number(text)
+
+
+def replacement(text: str) -> float | str:
+    """A number, or the word ``blur``."""
+    return text if text == "blur" else number(text)
 
 
 def setting(text: str) -> tuple[str, Any]:

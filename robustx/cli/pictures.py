@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -47,8 +48,10 @@ def contact_sheet(
     return figure
 
 
-def image_attribution(x: Tensor, a: Tensor, bounds: Bounds, title: str, label: str) -> Figure:
-    """An image [C, H, W], its attribution [C, H, W], and the one laid over the other."""
+def image_attribution(
+    x: Tensor, a: Tensor, bounds: Bounds, title: str, label: str, mask: Tensor | None = None
+) -> Figure:
+    """An image [C, H, W], its attribution [C, H, W], and one laid over the other; `mask` draws its outlines."""
     a = a.sum(0)
     figure = Figure(figsize=(9.2, 3.4), dpi=110, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -60,6 +63,9 @@ def image_attribution(x: Tensor, a: Tensor, bounds: Bounds, title: str, label: s
     draw_image(right, x.mean(0, keepdim=True), bounds, alpha=0.35)
     draw_signed(right, a, most, alpha=0.7)
     right.set_title("both", fontsize=10)
+    if mask is not None:
+        for axes in (left, middle, right):
+            draw_outlines(axes, mask[0, 0])
     figure.colorbar(shown, ax=[middle, right], shrink=0.8, label=label)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -68,8 +74,8 @@ def image_attribution(x: Tensor, a: Tensor, bounds: Bounds, title: str, label: s
 def image_counterfactual(
     before: Tensor, after: Tensor, shares: Tensor, outlines: Tensor, bounds: Bounds, titles: Sequence[str]
 ) -> Figure:
-    """An image [C, H, W] before and after, what changed, and what each changed region of `outlines` [H, W] did [H, W]."""
-    figure = Figure(figsize=(11.5, 3.6), dpi=110, layout="constrained")
+    """An image [C, H, W] before and after, what changed, and what each region of `outlines` [H, W] did [H, W]."""
+    figure = Figure(figsize=(12, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots(1, 4)
     change = (after - before).mean(0)
     draw_image(axes[0], before, bounds)
@@ -88,10 +94,11 @@ def image_counterfactual(
 
 def ranked_bars(names: Sequence[str], values: Sequence[float], title: str, label: str) -> Figure:
     """Named numbers as horizontal bars, the first on top; red adds, blue takes away."""
-    figure = Figure(figsize=(8, 1.2 + 0.3 * len(names)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8, 1.4 + 0.3 * len(names)), dpi=110, layout="constrained")
     axes = figure.subplots()
     colours = ["#b2182b" if v > 0 else "#2166ac" for v in values]
-    axes.barh(range(len(names)), values, color=colours)
+    axes.barh(range(len(names)), values, height=0.7, color=colours)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.invert_yaxis()
     axes.axvline(0, color="0.3", linewidth=0.8)
@@ -127,10 +134,7 @@ def draw_signed(axes: Axes, values: Tensor, most: float, alpha: float = 1.0) -> 
 def draw_outlines(axes: Axes, labels: Tensor) -> None:
     """The borders between regions of equal labels [H, W]."""
     labels = labels.detach().cpu()
-    down, across = torch.nonzero(labels[1:] != labels[:-1]), torch.nonzero(labels[:, 1:] != labels[:, :-1])
-    for r, c in down.tolist():
-        axes.plot([c - 0.5, c + 0.5], [r + 0.5, r + 0.5], color="0.55", linewidth=0.7)
-    for r, c in across.tolist():
-        axes.plot([c + 0.5, c + 0.5], [r - 0.5, r + 0.5], color="0.55", linewidth=0.7)
-    axes.set_xlim(-0.5, labels.shape[1] - 0.5)
-    axes.set_ylim(labels.shape[0] - 0.5, -0.5)
+    below, beside = torch.nonzero(labels[1:] != labels[:-1]), torch.nonzero(labels[:, 1:] != labels[:, :-1])
+    lines = [((c - 0.5, r + 0.5), (c + 0.5, r + 0.5)) for r, c in below.tolist()]
+    lines += [((c + 0.5, r - 0.5), (c + 0.5, r + 0.5)) for r, c in beside.tolist()]
+    axes.add_collection(LineCollection(lines, colors="0.55", linewidths=0.7), autolim=False)

@@ -1,7 +1,7 @@
 """Memory: how many rows go through the model at once."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
 
-PILOT = 32  # rows of the first pass, which is weighed
+PILOT = 8  # rows of the first pass, which is weighed
 MOST = 16_384  # rows that go at once however light they are
 CPU_BUDGET = 1 << 30  # bytes; fixed, so that a run does not depend on what else the machine does
 
@@ -19,8 +19,8 @@ CPU_BUDGET = 1 << 30  # bytes; fixed, so that a run does not depend on what else
 class Pace:
     """Splits queries into batches that fit the memory budget; halves them when memory runs out.
 
-    The first batch has at most 32 rows and is weighed: the bytes of everything the forward pass
-    makes bound what a gradient pass must keep. Later batches fill the budget. What is decided
+    The first batch of each kind of work has at most 8 rows and is weighed: the bytes of everything that is made in
+    it, from the query to the gradient, bound what is held at once. Later batches fill the budget. What is decided
     depends on the model, the shapes and the device's size alone, never on what is free just now.
 
     Args:
@@ -30,34 +30,39 @@ class Pace:
 
     limit: int | None = None
     budget: int | None = None
-    _rows: int | None = None
+    _rows: dict[Hashable, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
             raise ValueError(f"a batch size must be a whole number of at least 1, got {self.limit!r}; None chooses it")
 
-    def batches(self, n: int, device: torch.device, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
-        """``work`` done on consecutive slices of ``range(n)``, in order.
+    def batches(
+        self, n: int, device: torch.device, work: Callable[[slice], T], kind: Hashable = None
+    ) -> Iterator[tuple[slice, T]]:
+        """``work`` done on consecutive slices of ``range(n)``, in order. Work of one ``kind`` is equally heavy.
 
         Raises:
             MemoryError: a single row does not fit.
         """
         start = 0
         while start < n:
-            rows = min(self._rows or PILOT, self.limit or n, n - start)
+            rows = min(self._rows.get(kind, PILOT), self.limit or n, n - start)
             part = slice(start, start + rows)
-            result, short = self._attempt(work, part, device)
+            weigh = kind not in self._rows and rows < n
+            result, short = self._attempt(work, part, device, kind, weigh)
             if short is None:
                 start += rows
                 yield part, result
             elif rows == 1:
                 raise MemoryError(f"one row through the model does not fit into memory on {device}: {short}")
             else:
-                self._rows = rows // 2
+                self._rows[kind] = rows // 2
 
-    def _attempt(self, work: Callable[[slice], T], part: slice, device: torch.device) -> tuple[Any, str | None]:
+    def _attempt(
+        self, work: Callable[[slice], T], part: slice, device: torch.device, kind: Hashable, weigh: bool
+    ) -> tuple[Any, str | None]:
         try:
-            if self._rows is not None:
+            if not weigh:
                 return work(part), None
             with _Scales() as scales:
                 result = work(part)
@@ -66,7 +71,7 @@ class Pace:
                 raise
             return None, str(e).split("\n")[0]  # the exception, and the graph it holds, end here
         per_row = max(scales.bytes // (part.stop - part.start), 1)
-        self._rows = max(1, min(MOST, (self.budget or _budget(device)) // per_row))
+        self._rows[kind] = max(1, min(MOST, (self.budget or _budget(device)) // per_row))
         return result, None
 
 

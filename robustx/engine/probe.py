@@ -107,7 +107,7 @@ class Probe:
             self._count(rows)
             return here
 
-        parts = [here for _, here in self.pace.batches(self.examples, self.device, read)]
+        parts = [here for _, here in self.pace.batches(self.examples, self.device, read, "read")]
         return tuple(torch.cat(t) for t in zip(*(parts or [read(slice(0, 0))]), strict=True))
 
     @cached_property
@@ -122,7 +122,8 @@ class Probe:
     @cached_property
     def score(self) -> Tensor:
         """Scores of the examples as they are [B]."""
-        parts = [v for _, v in self.values(self.examples, lambda part: (None, self.everyone[part]))]
+        here = self.to(at=Input())  # a site matters to what is written there only
+        parts = [v for _, v in here.values(self.examples, lambda part: (None, self.everyone[part]))]
         return torch.cat(parts) if parts else self.everyone.new_zeros(0, dtype=torch.get_default_dtype())
 
     def to(self, **changes: Any) -> Self:
@@ -158,7 +159,7 @@ class Probe:
             self._count(rows)
             return value
 
-        return self.pace.batches(n, self.device, work)
+        return self.pace.batches(n, self.device, work, ("value", self._kind))
 
     def grads(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Scores and gradients of ``n`` queries, batch by batch.
@@ -176,7 +177,7 @@ class Probe:
             self._count(rows, backward=1)
             return value.detach(), g if self.strict else g.nan_to_num()
 
-        for part, (value, g) in self.pace.batches(n, self.device, work):
+        for part, (value, g) in self.pace.batches(n, self.device, work, ("grad", self._kind)):
             yield part, value, g
 
     def jacobian(self, z: Tensor, scores: Sequence[Score], rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -196,7 +197,7 @@ class Probe:
             values = torch.stack([self._checked(s.value(out, r), r).detach() for s in scores], 1)
             return values, torch.stack(grads, 1)
 
-        parts = [p for _, p in self.pace.batches(len(rows), self.device, work)]
+        parts = [p for _, p in self.pace.batches(len(rows), self.device, work, ("jacobian", self._kind))]
         if not parts:
             return z.new_zeros(0, len(scores)), z.new_zeros(0, len(scores), z.shape[1])
         return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
@@ -208,6 +209,11 @@ class Probe:
             out = self._run(self._call(rows), z, rows)
         self._count(rows)
         return out
+
+    @property
+    def _kind(self) -> tuple[type, int]:
+        """What makes one query as heavy as another: the site, and how much stands there."""
+        return type(self.at), sum(self.packing.sizes)
 
     def _forward(self, z: Tensor | None, rows: Tensor, pull: bool = True) -> tuple[Tensor, Tensor]:
         out = self._output(z, rows)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..engine.packing import Tensors
+from ..engine.packing import Packing, Tensors, flat
 
 
 class Features(ABC):
@@ -84,9 +84,8 @@ def from_masks(masks: Tensor | Sequence[Tensor] | None, inputs: Tensors) -> Part
         ValueError: a mask does not fit its input, or is not made of integers.
     """
     b, device = len(inputs[0]), inputs[0].device
-    sizes = [t[:1].numel() if b else int(torch.tensor(t.shape[1:]).prod()) for t in inputs]
     if masks is None:
-        return elements(sum(sizes), device)
+        return elements(sum(Packing.of(inputs).sizes), device)
     masks = (masks,) if isinstance(masks, Tensor) else tuple(masks)
     if len(masks) != len(inputs):
         raise ValueError(f"feature_mask must have one tensor for each of the {len(inputs)} inputs, got {len(masks)}")
@@ -97,7 +96,7 @@ def from_masks(masks: Tensor | Sequence[Tensor] | None, inputs: Tensors) -> Part
             raise ValueError(f"feature_mask must hold integers, got {m.dtype}; use mask.long()")
         shape = (1 if shared else b, *t.shape[1:])
         try:
-            parts.append(m.to(device).long().expand(shape).reshape(shape[0], -1))
+            parts.append(flat(m.to(device).long().expand(shape)))
         except RuntimeError:
             raise ValueError(f"feature_mask of shape {tuple(m.shape)} does not broadcast to {tuple(t.shape)}") from None
     return Partition(torch.cat(parts, 1))

@@ -194,7 +194,7 @@ def _fill(a: Tensor, size: Tensor, cap: Tensor) -> Tensor:
     that meet them is found in a few rounds, exactly.
     """
     x, r2 = finest(a), finest(size)[:, None] ** 2
-    x = x / x.amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) if x.shape[1] else x  # squares of 1e-200 are 0
+    x = x / x.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # only ratios matter, and 1e-200 squared is 0
     c = finest(torch.where(a > 0, cap, 0))
     met = c <= 0
     while True:
@@ -213,6 +213,8 @@ def _level(a: Tensor, size: Tensor, cap: Tensor) -> Tensor:
     The sum falls from that of the caps to 0, linearly between the levels at which elements leave their caps
     (a - cap) and vanish (a). Without caps this is Duchi et al. (ICML 2008).
     """
+    if not a.shape[1]:
+        return a.new_zeros(len(a))
     x, c, r = finest(a), finest(cap), finest(size)
     x = torch.where(c > 0, x, 0)
     at, order = torch.cat([x, x - c], 1).sort(1, descending=True)

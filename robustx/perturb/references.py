@@ -62,9 +62,12 @@ def among(data: Tensor | tuple[Tensor, ...], seed: int = 0) -> Reference:
 
 def _like_inputs(baselines: Any, f: Probe) -> Tensors:
     if isinstance(baselines, Mapping):
-        if not baselines.keys() <= set(f.names or ()):
-            raise ValueError(f"baselines name {', '.join(baselines)}, but the inputs are {', '.join(f.names or ('no dict',))}")
-        baselines = tuple(baselines.get(n) for n in f.names)
+        names = f.names or ()
+        if not baselines.keys() <= set(names):
+            raise ValueError(
+                f"baselines name {', '.join(baselines)}, but the inputs are {', '.join(names) or 'no dict'}"
+            )
+        baselines = tuple(baselines.get(n) for n in names)
     if not isinstance(baselines, tuple | list):
         baselines = (baselines,) * (len(f.inputs) if not isinstance(baselines, Tensor) else 1)
     if len(baselines) != len(f.inputs):

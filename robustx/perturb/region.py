@@ -1,5 +1,6 @@
 """Regions: which perturbed points are allowed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -126,10 +127,16 @@ def packed(value: Any, f: Probe, name: str) -> Tensor:
     Raises:
         ValueError: they do not broadcast.
     """
-    if not isinstance(value, Tensor | tuple | list | dict):
-        return torch.as_tensor(float(value), dtype=f.point.dtype, device=f.device).reshape(1, 1)
-    parts = tuple(value.values()) if isinstance(value, dict) else value
-    parts = parts if isinstance(parts, tuple | list) else (parts,) * len(f.inputs)
+    like, names = f.inputs[0], f.names
+    if not isinstance(value, Tensor | tuple | list | Mapping) and len(set(f.packing.dtypes)) == 1:
+        one = torch.as_tensor(float(value), dtype=like.dtype, device=f.device)  # as the inputs' own dtype can hold it
+        return one.to(f.point.dtype).reshape(1, 1)
+    if isinstance(value, Mapping):
+        if names is None or set(value) != set(names):
+            raise ValueError(f"{name} is for {', '.join(value)}, but the inputs are {', '.join(names or ('no dict',))}")
+        parts = tuple(value[n] for n in names)
+    else:
+        parts = tuple(value) if isinstance(value, tuple | list) else (value,) * len(f.inputs)
     try:
         full = [torch.as_tensor(p).to(t).expand(t.shape) for p, t in zip(parts, f.inputs, strict=True)]
     except (RuntimeError, ValueError):

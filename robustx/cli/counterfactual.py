@@ -1,0 +1,158 @@
+"""``robustx counterfactual``: what would have to be different for another answer?"""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..counterfactual import CounterfactualResult, Guided
+from ..perturb import superpixels
+from ..zoo import Data
+from ..zoo.address import near
+from . import DONE, NO
+from .opening import called, class_of, folder, sample, subject
+from .show import as_json, files, table, write_csv
+
+PROVED = {
+    "smallest": "no smaller set of features can do it",
+    "irreducible": "taking back any one of these changes loses it; that fewer cannot do it is the word of a search",
+}
+
+
+def run(asked: Namespace) -> int:
+    """Find the fewest features whose change gives another answer for one sample, and say what each did."""
+    place = folder(asked.out) if asked.out else None
+    s = subject(asked, asked.limit)
+    one = sample(s.data, asked.row)
+    scores = s.answers(one.x)[0]
+    answer = int(scores.argmax())
+    target = None if asked.target is None else class_of(asked.target, one.classes)
+    if target == answer:
+        raise ValueError(f"--target {asked.target!r} is the answer for row {asked.row} already; name another class")
+    mask, names = _features(one, asked.segments)
+    for name in asked.keep:
+        if name not in names:
+            raise ValueError(f"--keep names {name!r}, which is no feature{near(name, names)}; there are {_some(names)}")
+    search = Guided(s.model, one.bounds, reference=asked.replace, by=asked.margin)
+    r = search.generate(one.x, target, target is not None, feature_mask=mask, names=names, immutable=asked.keep)
+    after = s.answers(r.counterfactual)[0]
+    there = int(after.argmax())
+    result: dict[str, Any] = {
+        "model": s.name,
+        "data": one.name,
+        "row": asked.row,
+        "label": called(one.classes, int(one.y)),
+        "answer": called(one.classes, answer),
+        "probability": float(scores.softmax(0)[answer]),
+        "target": None if target is None else called(one.classes, target),
+        "found": bool(r.valid[0]),
+        "counterfactual_answer": called(one.classes, there),
+        "counterfactual_probability": float(after.softmax(0)[there]),
+        "margin_before": float(r.before[0]) + asked.margin,  # of the classes, without what was asked for on top
+        "margin": float(r.margin[0]) + asked.margin,
+        "nearest": float(r.nearest[0]),
+        "proved": r.proved[0],
+        "features": len(names),
+        "changes": _changes(one, r, mask),
+        "forwards": int(r.forwards[0]),
+        "backwards": int(r.backwards[0]),
+    }
+    written = [] if place is None else _write(place, one, r, mask, result)
+    print(as_json(result) if asked.json else _told(result))
+    if place is not None and not asked.json:
+        print(files(place, written))
+    return DONE if result["found"] else NO
+
+
+def _features(one: Data, segments: int) -> tuple[Tensor | None, list[str]]:
+    """The feature mask, and what the features are called: columns, superpixels, or elements."""
+    if one.kind == "table":
+        return None, [c.name for c in one.columns]
+    if one.kind == "image":
+        mask = superpixels(one.x, segments=segments)
+        return mask, [f"superpixel {k}" for k in mask.unique().tolist()]
+    return None, [f"element {k}" for k in range(one.x.numel())]
+
+
+def _changes(one: Data, r: CounterfactualResult, mask: Tensor | None) -> list[dict[str, Any]]:
+    """One line for each feature that changes, the most helpful first."""
+    changed = r.changed[0].nonzero().squeeze(1).tolist()
+    before, after = one.x[0], r.counterfactual[0]
+    found = []
+    for i in sorted(changed, key=lambda i: -float(r.contributions[0, i])):
+        line: dict[str, Any] = {"feature": r.names[i]}
+        if one.kind == "table":
+            line["from"], line["to"] = (float(one.to_units(v[None])[0, i]) for v in (before, after))
+            line["unit"] = one.columns[i].unit
+        elif mask is not None:
+            here = mask[0, 0] == mask.unique()[i]
+            line |= {
+                "pixels": int(here.sum()),
+                "from": float(before[:, here].mean()),
+                "to": float(after[:, here].mean()),
+            }
+        else:
+            line["from"], line["to"] = (float(v.flatten()[i]) for v in (before, after))
+        found.append({**line, "contribution": float(r.contributions[0, i])})
+    return found
+
+
+def _told(r: dict[str, Any]) -> str:
+    lines = [
+        f"{r['model']}, {r['data']} row {r['row']}: label {r['label']}, answer {r['answer']} ({r['probability']:.1%})"
+    ]
+    wanted = f"the answer {r['target']}" if r["target"] else f"another answer than {r['answer']}"
+    if not r["found"]:
+        short = f"the nearest try was {-r['nearest']:.4g} logits short of it"
+        return "\n".join([*lines, "", f"Nothing was found that gives {wanted}; {short}.", ""])
+    n = len(r["changes"])
+    lines += [
+        f"It would be {r['counterfactual_answer']} ({r['counterfactual_probability']:.1%}) "
+        f"with {n} of {r['features']} features changed:",
+        "",
+        table([list(c.values()) for c in r["changes"]], list(r["changes"][0])),
+        "",
+        f"  margin {r['margin_before']:.4g} before, {r['margin']:.4g} after (above 0: {wanted});",
+        f"  the contributions add up to the difference, {r['margin'] - r['margin_before']:.4g} logits",
+        f"  proved: {PROVED[r['proved']]}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+
+
+def _write(place: Path, one: Data, r: CounterfactualResult, mask: Tensor | None, result: dict[str, Any]) -> list[str]:
+    from safetensors.torch import save
+
+    tensors = {"x": one.x, "counterfactual": r.counterfactual, "changed": r.changed, "contributions": r.contributions}
+    if mask is not None:
+        tensors["feature_mask"] = mask
+    (place / "counterfactual.safetensors").write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}))
+    (place / "counterfactual.json").write_text(as_json(result) + "\n", encoding="utf-8")
+    write_csv(place / "changes.csv", result["changes"])
+    written = ["counterfactual.safetensors", "counterfactual.json", "changes.csv"]
+    if not result["found"]:
+        return written
+    from .pictures import image_counterfactual, ranked_bars
+
+    before, after = (f"{result[k]} ({result[p]:.1%})" for k, p in BEFORE_AND_AFTER)
+    title = f"{result['model']}, row {result['row']}: from {result['answer']} to {result['counterfactual_answer']}"
+    if mask is not None:
+        cells = mask[0, 0]
+        shares = torch.zeros(cells.shape, device=cells.device)
+        for k, v in zip(mask.unique(), r.contributions[0], strict=True):
+            shares[cells == k] = float(v)
+        figure = image_counterfactual(one.x[0], r.counterfactual[0], shares, cells, one.bounds, (title, before, after))
+    else:
+        changes = result["changes"]
+        names = [f"{c['feature']}: {c['from']:.4g} → {c['to']:.4g} {c.get('unit', '')}".strip() for c in changes]
+        figure = ranked_bars(names, [c["contribution"] for c in changes], title, "margin won, in logits")
+    figure.savefig(place / "counterfactual.png")
+    return [*written, "counterfactual.png"]
+
+
+BEFORE_AND_AFTER = (("answer", "probability"), ("counterfactual_answer", "counterfactual_probability"))

@@ -1,0 +1,221 @@
+"""Specifications: everything that decides the numbers of a run, in a form that a file can hold."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+
+from ..attacks import ATTACKS, Attack, make
+from ..perturb.goals import Leave
+from ..perturb.norms import norm_of
+
+RESERVED = ("clean", "explanation")  # work that is stored beside the attacks, under these labels
+
+BUDGETS: dict[str, tuple[float, ...]] = {
+    "Linf": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3),
+    "L2": (0.25, 0.5, 1.0, 1.5, 2.0),
+    "L1": (1.0, 2.0, 4.0, 8.0, 12.0),
+    "L0": (1.0, 2.0, 4.0, 8.0, 16.0),
+}
+"""Budgets that suit inputs in [0, 1], for each norm."""
+
+OURS = ("forward_func", "bounds", "lower_bound", "upper_bound", "norm", "seed")  # arguments that the run decides
+
+
+class AttackSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One attack of a run.
+
+    Args:
+        name: as :func:`robustx.attacks.make` knows it.
+        options: arguments of its class. Bounds, norm and seed are the run's. A search for minimal distances takes
+            ``eps`` as the largest distance that it tries (default: twice the run's largest budget).
+        label: what tables call it, and the name of its folder; default: its name.
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            msgspec.structs.force_setattr(self, "label", self.name)
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it looks for the nearest point, rather than for any within a budget."""
+        return ATTACKS[self.name.lower()].minimal
+
+    def bind(self, model: Callable[..., Any], **ours: Any) -> Attack:
+        """The attack on a model.
+
+        Raises:
+            ValueError: no such attack, or options that it does not take.
+        """
+        taken = [o for o in self.options if o in OURS]
+        if taken:
+            raise ValueError(f"attack {self.label!r} may not set {taken[0]!r}: the run decides it for all attacks")
+        try:
+            attack = make(self.name, model, **self.options, **ours)
+        except TypeError as e:
+            told = str(e).partition("() ")[2] or str(e)
+            raise ValueError(f"attack {self.label!r} has an option that does not fit: {told}") from None
+        if "eps" in self.options and not attack.minimal:
+            raise ValueError(
+                f"attack {self.label!r} may not set 'eps': the run's budgets are tried one after the other; "
+                "set eps of the run"
+            )
+        return attack
+
+
+def standard_attacks(steps: int = 20) -> tuple[AttackSpec, ...]:
+    """What a run tries by default, cheap attacks first: each sees only what the earlier ones left standing.
+
+    One step, PGD on the cross-entropy (from the sample and from a random point), PGD on the margin towards each of
+    the four likeliest other classes, and a search for the nearest adversarial example of every sample.
+    """
+    half = max(1, steps // 2)
+    return (
+        AttackSpec("fgsm", {"loss_func": "margin"}),
+        AttackSpec("pgd", {"loss_func": "ce", "steps": steps, "restarts": 2}),
+        AttackSpec("pgd", {"loss_func": "margin", "steps": steps, "targets": 4}, "pgd-targeted"),
+        AttackSpec("bisection", {"loss_func": "margin", "steps": half, "rounds": 6, "targets": 4}),
+    )
+
+
+class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is evaluated, and how. Two runs of one specification give the same bytes.
+
+    Args:
+        models: their names, in the order of the report.
+        data: the name of the samples.
+        norm: ``"Linf"``, ``"L2"``, ``"L1"`` or ``"L0"``.
+        eps: the budgets of the security curve, in input units (elements for L0); default: see ``BUDGETS``.
+        attacks: in the order in which they are tried; default: :func:`standard_attacks`.
+        limit: evaluate the first so many samples; None: all.
+        block_size: samples that are worked on, and stored, together. Part of the specification because results
+            depend on it in their last bits.
+        seed: of all random draws.
+        explain: how many of the most instructive samples are explained.
+        counterfactual: whether they get a counterfactual too.
+        segments: about how many superpixels an image is cut into for its counterfactual.
+
+    >>> spec = Spec(models=("digits",), data="digits", norm="l2")
+    >>> spec.norm, spec.eps
+    ('L2', (0.25, 0.5, 1.0, 1.5, 2.0))
+    >>> Spec.parse(spec.to_json()) == spec
+    True
+    """
+
+    models: tuple[str, ...]
+    data: str
+    norm: str = "Linf"
+    eps: tuple[float, ...] = ()
+    attacks: tuple[AttackSpec, ...] = standard_attacks()
+    limit: int | None = None
+    block_size: int = 64
+    seed: int = 0
+    explain: int = 6
+    counterfactual: bool = True
+    segments: int = 16
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            msgspec.structs.force_setattr(self, name, value)
+
+        put("models", _names(self.models))
+        if not isinstance(self.data, str) or not self.data:
+            raise ValueError(f"data must be a name, got {self.data!r}")
+        put("norm", _norm(self.norm))
+        put("eps", _budgets(self.eps, self.norm))
+        whole = {"block_size": 1, "explain": 0, "segments": 2, "seed": None} | ({} if self.limit is None else {"limit": 1})
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+                more = "" if least is None else f" of at least {least}"
+                raise ValueError(f"{name} must be a whole number{more}, got {value!r}")
+        put("attacks", _attacks(self.attacks, self.norm, self.seed))
+
+    @property
+    def cap(self) -> float:
+        """The largest distance that a search for minimal distances tries, unless its options say otherwise."""
+        return 2 * self.eps[-1]
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no blanks; the same specification gives the same text."""
+        return msgspec.json.encode(self, order="sorted").decode()
+
+    @property
+    def sha256(self) -> str:
+        """Of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def parse(cls, text: str | bytes, form: Literal["json", "toml"] = "json") -> "Spec":
+        """A specification from text.
+
+        Raises:
+            ValueError: unknown keys, wrong types or values; the message names the place.
+        """
+        decode: Callable[..., Spec] = msgspec.toml.decode if form == "toml" else msgspec.json.decode
+        try:
+            return decode(text, type=cls)
+        except msgspec.MsgspecError as e:
+            raise ValueError(f"this is no specification of a run: {e}") from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Spec":
+        """A specification from a ``.toml`` or ``.json`` file."""
+        path = Path(path)
+        if path.suffix not in (".toml", ".json"):
+            raise ValueError(f"a specification is a .toml or .json file, got {str(path)!r}")
+        try:
+            return cls.parse(path.read_bytes(), "toml" if path.suffix == ".toml" else "json")
+        except ValueError as e:
+            raise ValueError(f"{path}: {e}") from None
+
+
+def _names(models: Any) -> tuple[str, ...]:
+    if isinstance(models, str) or not all(isinstance(m, str) and m for m in models) or not models:
+        raise ValueError(f"models must be at least one name, got {models!r}")
+    if len(set(models)) < len(models):
+        raise ValueError(f"models must have different names, got {', '.join(models)}")
+    return tuple(models)
+
+
+def _norm(name: str) -> str:
+    found = str(norm_of(name))
+    if found not in BUDGETS:
+        raise ValueError(f"norm must be one of {', '.join(BUDGETS)}, got {name!r}")
+    return found
+
+
+def _budgets(eps: Any, norm: str) -> tuple[float, ...]:
+    given = tuple(eps) if isinstance(eps, tuple | list) else (eps,)
+    for e in given:
+        if isinstance(e, bool) or not isinstance(e, int | float) or not (0 < e < math.inf):
+            raise ValueError(
+                f"eps must hold positive numbers, got {e!r}; accuracy without any change is always part of a run"
+            )
+    return tuple(sorted({float(e) for e in given})) or BUDGETS[norm]
+
+
+def _attacks(attacks: Any, norm: str, seed: int) -> tuple[AttackSpec, ...]:
+    attacks = tuple(attacks)
+    if not attacks:
+        raise ValueError("attacks must name at least one attack, such as pgd")
+    labels = [a.label for a in attacks]
+    for a in attacks:
+        if a.label in RESERVED or labels.count(a.label) > 1:
+            why = "is reserved" if a.label in RESERVED else "stands twice"
+            raise ValueError(f"an attack's label {a.label!r} {why}; give it another label")
+        bound = a.bind(_nothing, bounds=(0, 1), norm=norm, seed=seed)
+        Leave(torch.zeros(1, dtype=torch.long), bound.loss_func)  # knows which losses there are
+    return attacks
+
+
+def _nothing(x: Any) -> Any:
+    raise AssertionError("stands in for a model while options are checked")

@@ -1,0 +1,228 @@
+"""The laws of every norm, in a box and without: a new one is a line in NORMS and an oracle."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import most, nearest
+from scipy.stats import beta, chisquare, kstest
+from torch.testing import assert_close
+
+from robustx.engine import Noise
+from robustx.perturb import NORMS, Norm, norm_of
+
+every = pytest.mark.parametrize("name", NORMS)
+convex = pytest.mark.parametrize("name", [n for n in NORMS if n != "L0"])
+shapes = pytest.mark.parametrize("n, d", [(64, 7), (9, 1), (3, 400), (0, 4), (4, 0), (0, 0)])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+numbers = st.sampled_from([0.0, 0.5, 1.0, -1.0, 2.0]) | st.floats(-3, 3, allow_subnormal=False)  # ties and zeros
+rooms = st.sampled_from([0.0, 0.5, np.inf]) | st.floats(0, 2, allow_subnormal=False)
+radii = st.sampled_from([0.0, 1.0, 2.0, 3.0]) | st.floats(0, 6, allow_subnormal=False)
+
+
+@st.composite
+def problems(draw, boxed):
+    """A vector, a radius and a box around zero; without ``boxed``, an infinite one."""
+    n = draw(st.integers(1, 5))
+    low, high = (draw(st.lists(rooms, min_size=n, max_size=n)) if boxed else [np.inf] * n for _ in range(2))
+    vector = draw(st.lists(numbers, min_size=n, max_size=n))
+    return np.array(vector), draw(radii), -np.array(low), np.array(high)
+
+
+def room(way, low, high):
+    """What a box means to a norm: how far each element may go its way."""
+    return torch.where(way > 0, torch.as_tensor(high), -torch.as_tensor(low))
+
+
+def batch(n, d, dtype=torch.float64):
+    torch.manual_seed(0)
+    z = torch.randn(n, d, dtype=dtype).round(decimals=1)
+    return z, 3 * torch.rand(n, dtype=dtype), torch.rand(n, d, dtype=dtype)
+
+
+def noise(n, method="test"):
+    return Noise(0, method, [str(i) for i in range(n)])
+
+
+@every
+@pytest.mark.parametrize("boxed", [True, False])
+def test_projection_is_the_nearest_point(name, boxed):
+    @settings(max_examples=150)
+    @given(problems(boxed))
+    def check(problem):
+        d, radius, low, high = problem
+        z, r = torch.tensor(d)[None], torch.tensor([radius], dtype=torch.float64)
+        p = NORMS[name].project(z, r, room(z, low, high) if boxed else None)[0].numpy()
+        best = nearest(name, d, radius, low, high)
+        assert (low <= p).all() and (p <= high).all()
+        if name == "L0":
+            assert (p != 0).sum() <= radius
+            assert np.linalg.norm(d - p) == pytest.approx(best, abs=1e-12)
+        else:
+            assert p == pytest.approx(best, abs=1e-6)
+
+    check()
+
+
+@every
+@pytest.mark.parametrize("boxed", [True, False])
+def test_steepest_gains_most(name, boxed):
+    @settings(max_examples=150)
+    @given(problems(boxed))
+    def check(problem):
+        d, length, low, high = problem
+        low, high = (low, high) if name != "L0" else (low.clip(-1), high.clip(max=1))  # L0 without a box has no best
+        g, r = torch.tensor(d)[None], torch.tensor([length], dtype=torch.float64)
+        v = NORMS[name].steepest(g, r, room(g, low, high) if boxed else None)[0].numpy()
+        length = np.ceil(length) if name == "L0" else length
+        assert (low <= v).all() and (v <= high).all()
+        assert np.linalg.norm(v, float(name[1:])) <= length * (1 + 1e-12) + 1e-12
+        assert g[0].numpy() @ v == pytest.approx(most(name, d, length, low, high), rel=1e-6, abs=1e-6)
+
+    check()
+
+
+@every
+@shapes
+@dtypes
+def test_size_is_the_norm_of_each_row(name, n, d, dtype):
+    z = batch(n, d, dtype)[0]
+    expected = [np.linalg.norm(row, float(name[1:])) if d else 0.0 for row in z.numpy()]
+    assert_close(NORMS[name].size(z), torch.tensor(expected, dtype=dtype).reshape(n))
+
+
+@every
+@pytest.mark.parametrize("boxed", [True, False])
+@shapes
+@dtypes
+def test_projection_is_inside_and_at_rest(name, boxed, n, d, dtype):
+    norm, (z, radius, there) = NORMS[name], batch(n, d, dtype)
+    there = there if boxed else None
+    radius[::2] = norm.size(z)[::2]  # half of the rows lie on the surface, or are cut by the box alone
+    p = norm.project(z, radius, there)
+    assert p.shape == z.shape and p.dtype == z.dtype
+    assert (norm.size(p) <= radius * (1 + 1e-5) + 1e-6).all()
+    assert not boxed or (p.abs() <= there).all()
+    assert (p * z >= 0).all() and (p.abs() <= z.abs()).all()
+    assert_close(norm.project(p, radius, there), p)
+    assert_close(norm.project(z, norm.size(z), None), z)
+    assert (norm.project(z, torch.zeros_like(radius), there) == 0).all()
+    free = norm.project(z, torch.full_like(radius, torch.inf), there)
+    assert_close(free, z if there is None else z.sign() * torch.minimum(z.abs(), there))
+
+
+@convex
+@shapes
+def test_moreau(name, n, d):
+    """z - p is a prox of the dual norm exactly if <p, z - p> = radius * dual(z - p): no other p in the ball does that."""
+    norm, (z, radius, _) = NORMS[name], batch(n, d)
+    rest = z - (p := norm.project(z, radius))
+    assert_close((p * rest).sum(1), radius * norm.dual(rest))
+
+
+@every
+@shapes
+@dtypes
+def test_steepest_attains_the_dual_norm(name, n, d, dtype):
+    norm, (g, length, _) = NORMS[name], batch(n, d, dtype)
+    if name == "L0":
+        length = torch.ones_like(length)
+    v = norm.steepest(g, length)
+    assert_close((g * v).sum(1), length * norm.dual(g))
+    assert (v[g == 0] == 0).all()
+
+
+@every
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30])
+def test_steepest_ignores_the_scale_of_the_gradient(name, scale):
+    norm, (g, length, there) = NORMS[name], batch(16, 5)
+    for limits in (None, there):
+        assert_close(norm.steepest(g * scale, length, limits), norm.steepest(g, length, limits))
+
+
+@every
+def test_rows_do_not_see_one_another(name):
+    norm, (z, radius, there) = NORMS[name], batch(20, 6)
+    for ask in (norm.project, norm.steepest):
+        alone = [ask(z[i : i + 1], radius[i : i + 1], there[i : i + 1]) for i in range(20)]
+        assert torch.equal(ask(z, radius, there), torch.cat(alone))
+
+
+@every
+def test_float32_projects_like_float64(name):
+    z, radius, there = batch(64, 50, torch.float32)
+    z += 1e-3 * torch.rand_like(z)  # without ties, which may fall either way in L0
+    precise = NORMS[name].project(z.double(), radius.double(), there.double())
+    assert_close(NORMS[name].project(z, radius, there).double(), precise, atol=1e-6, rtol=1e-6)
+
+
+def test_l0_moves_first_what_brings_most():
+    z, there = torch.tensor([[3.0, -2.0, 1.0]]), torch.tensor([[0.1, 2.0, 1.0]])
+    two = torch.tensor([2.9])
+    assert torch.equal(NORMS["L0"].project(z, two), torch.tensor([[3.0, -2.0, 0.0]]))
+    assert torch.equal(NORMS["L0"].project(z, two, there), torch.tensor([[0.0, -2.0, 1.0]]))
+    assert torch.equal(NORMS["L0"].steepest(z, torch.tensor([0.2]), there), torch.tensor([[0.0, -2.0, 0.0]]))
+
+
+# ---- random points
+
+MARGINALS = {  # of |v_1| / radius in three dimensions
+    "L1": beta(1, 3).cdf,
+    "L2": lambda t: beta(0.5, 2).cdf(t**2),
+    "Linf": lambda t: t,
+}
+
+
+@convex
+@dtypes
+def test_draws_are_uniform_in_the_ball(name, dtype):
+    n, norm = 4000, NORMS[name]
+    radius = torch.linspace(0.5, 2, n, dtype=dtype)
+    box = torch.zeros(n, 3, dtype=dtype)
+    v = norm.draw(noise(n), radius, box, box) / radius[:, None]
+    assert v.dtype == dtype
+    assert (norm.size(v) <= 1 + 1e-6).all()
+    v = v.double().numpy()
+    assert kstest(norm.size(torch.tensor(v)) ** 3, "uniform").pvalue > 1e-3  # volume grows with the third power
+    for i in range(3):
+        assert kstest(abs(v[:, i]), MARGINALS[name]).pvalue > 1e-3
+    octants = np.bincount((v > 0) @ [1, 2, 4], minlength=8)
+    assert chisquare(octants).pvalue > 1e-3
+    assert abs(np.corrcoef(abs(v).T)[0, 1] - np.corrcoef(abs(v).T)[1, 2]) < 0.06  # no element is special
+
+
+def test_draws_in_l0_choose_any_elements_and_go_anywhere():
+    n, low, high = 3000, -1.0, 3.0
+    box = [torch.full((n, 4), b, dtype=torch.float64) for b in (low, high)]
+    v = NORMS["L0"].draw(noise(n), torch.full((n,), 2.5).double(), *box).numpy()
+    assert ((v != 0).sum(1) == 2).all()
+    pairs = np.bincount((v != 0) @ [1, 2, 4, 8], minlength=16)
+    assert chisquare(pairs[pairs > 0]).pvalue > 1e-3 and (pairs > 0).sum() == 6
+    assert kstest((v[v != 0] - low) / (high - low), "uniform").pvalue > 1e-3
+
+
+@every
+def test_draws_of_no_size_and_of_nothing(name):
+    norm = NORMS[name]
+    assert (norm.draw(noise(5), torch.zeros(5), -torch.ones(5, 3), torch.ones(5, 3)) == 0).all()
+    for n, d in [(0, 3), (3, 0)]:
+        assert norm.draw(noise(n), torch.ones(n), -torch.ones(n, d), torch.ones(n, d)).shape == (n, d)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_by_name(name):
+    order = float(name[1:])
+    for spelt in (name, name.lower(), name[1:], order, int(order) if order < 9 else np.inf, NORMS[name]):
+        assert norm_of(spelt) is NORMS[name]
+    assert str(NORMS[name]) == name and isinstance(NORMS[name], Norm)
+
+
+@pytest.mark.parametrize("wrong", ["L3", 3, -1, "", "euclid", None, True])
+def test_unknown_norms(wrong):
+    with pytest.raises(ValueError, match=r"norm must be one of L0, L1, L2, Linf.*got"):
+        norm_of(wrong)

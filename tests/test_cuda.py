@@ -1,0 +1,111 @@
+"""What holds on the CPU holds on a GPU: same answers, same starts, nothing left behind, memory within its budget."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustx.attacks import ATTACKS, PGD, MinParamPerturbation, make
+from robustx.attribution import FeatureAblation, IntegratedGradients, LayerIntegratedGradients, Saliency
+from robustx.counterfactual import Guided
+from robustx.engine import Noise, identities
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact():
+    """Convolutions without TF32, so that both devices compute in the same precision."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def cnn(device="cpu", dtype=torch.float64):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(288, 5))
+    return net.eval().to(device, dtype)
+
+
+def batch(device="cpu", dtype=torch.float64):
+    g = torch.Generator().manual_seed(1)
+    return torch.rand(6, 3, 8, 8, generator=g, dtype=torch.float64).to(device, dtype)
+
+
+@pytest.mark.parametrize("method", [Saliency, IntegratedGradients, FeatureAblation])
+def test_attributions_agree_with_the_cpu(method):
+    here, there = (method(cnn(d)).attribute(batch(d), target=2) for d in ("cpu", "cuda"))
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), here, atol=1e-9, rtol=1e-7)
+
+
+def test_layer_attributions_agree_with_the_cpu():
+    nets = [cnn(d) for d in ("cpu", "cuda")]
+    here, there = (LayerIntegratedGradients(n, n[0]).attribute(batch(n[0].weight.device), target=2) for n in nets)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("norm", ["L0", "L1", "L2", "Linf"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_agree_with_the_cpu(name, norm):
+    eps = {"L0": 6, "L1": 1.5, "L2": 0.3, "Linf": 0.03}[norm]
+    here, there = (
+        make(name, cnn(d), loss_func="margin", bounds=(0, 1), norm=norm, eps=eps).run(batch(d)) for d in ("cpu", "cuda")
+    )
+    assert torch.equal(there.success.cpu(), here.success)
+    torch.testing.assert_close(there.distance.cpu(), here.distance, atol=1e-4, rtol=1e-3)
+    assert torch.equal(there.forwards.cpu(), here.forwards)
+
+
+def test_random_starts_are_the_same_points():
+    z = batch().flatten(1)
+    for draw in ("uniform", "normal", "exponential"):
+        here, there = (getattr(Noise(3, "x", identities(z.to(d))), draw)(7, z.to(d)) for d in ("cpu", "cuda"))
+        assert torch.equal(there.cpu(), here)
+
+
+def test_counterfactuals_agree_with_the_cpu():
+    mask = torch.arange(64).reshape(1, 1, 8, 8) // 8
+    here, there = (Guided(cnn(d), bounds=(0, 1)).generate(batch(d), feature_mask=mask.to(d)) for d in ("cpu", "cuda"))
+    assert torch.equal(there.changed.cpu(), here.changed)
+    assert there.proved == here.proved
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_narrow_dtypes_stay_in_ball_and_box(dtype):
+    x = batch("cuda", dtype)
+    for norm, eps in (("Linf", 8 / 255), ("L2", 0.5), ("L1", 2.0), ("L0", 5)):
+        result = PGD(cnn("cuda", dtype), "margin", bounds=(0, 1), norm=norm, eps=eps, restarts=2, seed=1).run(x)
+        move = (result.adversarial.double() - x.double()).flatten(1)
+        size = {"Linf": move.abs().amax(1), "L1": move.abs().sum(1), "L0": (move != 0).sum(1)}.get(
+            norm, move.norm(dim=1)
+        )
+        assert (size <= eps * (1 + 1e-6)).all()
+        assert result.adversarial.dtype == dtype
+        assert ((result.adversarial >= 0) & (result.adversarial <= 1)).all()
+
+
+def test_nothing_is_left_behind_and_searches_run():
+    net, x = cnn("cuda"), batch("cuda")
+    before, rng = {k: v.clone() for k, v in net.state_dict().items()}, torch.cuda.get_rng_state()
+    with torch.inference_mode():
+        PGD(net, bounds=(0, 1), eps=0.05, restarts=2)(x.clone())
+    search = MinParamPerturbation(net, PGD(net, bounds=(0, 1)).perturb, "radius", 0.0, 0.2, 0.02, mode="binary")
+    y = net(x).argmax(1)
+    moved, values = search.evaluate(x, target=y, attack_kwargs={"step_size": 0.02, "step_num": 10, "target": y})
+    found = ~values.isnan().to(x.device)
+    assert found.any()
+    assert (net(moved).argmax(1) != y)[found].all()
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert torch.equal(rng, torch.cuda.get_rng_state())
+
+
+def test_memory_is_bounded_without_tuning():
+    """2,000 steps for 64 examples would hold some 40 GiB at once."""
+    net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.GELU(), nn.Flatten(), nn.LazyLinear(2)).cuda().eval()
+    x = torch.rand(64, 3, 32, 32, device="cuda")
+    net(x[:1])
+    torch.cuda.reset_peak_memory_stats()
+    IntegratedGradients(net).attribute(x, target=0, n_steps=2000)
+    budget = torch.cuda.get_device_properties(0).total_memory / 4
+    assert torch.cuda.max_memory_allocated() < budget
