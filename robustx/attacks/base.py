@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from ..engine.guard import guarded, untouched
-from ..engine.memory import Pace
 from ..engine.packing import finest
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise, identities
-from ..engine.scores import Everything
 from ..perturb.goals import Climb, Goal, Loss, class_goal
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region, box, packed
@@ -185,13 +183,8 @@ class Attack(ABC):
                 the model, a model in train mode, NaN or infinite inputs or outputs.
         """
         door = Door.open(x)
-        further = () if additional_forward_args is None else additional_forward_args
         f = door.probe(
-            self.forward_func,
-            Everything(),
-            args=further if isinstance(further, tuple) else (further,),
-            kwargs=additional_forward_kwargs or {},
-            pace=Pace(self.batch_size),
+            self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
         )
         f = f.to(of=goal or class_goal(f, y, targeted, self.loss_func))
         region = self._region(f, self.eps if eps is None else eps, mask)
@@ -228,7 +221,7 @@ class Attack(ABC):
             raise ValueError(f"eps is missing: give {type(self).__name__}(..., eps=...) or run(..., eps=...)")
         low, high = box(f, self.lower_bound, self.upper_bound, finite=self.norm.unit > 0)
         free = None if mask is None else packed(mask, f, "mask").expand(f.point.shape) != 0
-        return Region(f.point, self.norm, per_row(eps, f, "eps"), low, high, free)
+        return Region(f.point, self.norm, self.norm.spendable(per_row(eps, f, "eps")), low, high, free)
 
     def __repr__(self) -> str:
         told = ", ".join(f"{k}={v}" for k, v in vars(self).items() if k != "forward_func" and not callable(v))
@@ -238,6 +231,10 @@ class Attack(ABC):
 
 class Perturbation(Attack):
     """An attack that also speaks Captum: ``perturb`` moves every example as far as it goes, fooled or not."""
+
+    @abstractmethod
+    def perturb(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Captum's call."""
 
     def _perturb(
         self,
@@ -251,8 +248,7 @@ class Perturbation(Attack):
     ) -> Any:
         with untouched(self.forward_func):
             door = Door.open(inputs)
-            args = () if further is None else further if isinstance(further, tuple) else (further,)
-            f = door.probe(self.forward_func, Everything(), args=args, pace=Pace(self.batch_size))
+            f = door.probe(self.forward_func, None, further, limit=self.batch_size)
             if callable(self.loss_func):
                 goal: Goal = Climb(self.loss_func, target, -1.0 if targeted else 1.0)
             else:

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from ..engine.guard import guarded
-from ..engine.memory import Pace
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
-from ..engine.scores import Everything
 from ..perturb.goals import labels
 from ..perturb.region import Region
-from .base import Found
+from .base import Found, Perturbation
 from .gradient import PGD, pgd
 
 Search = Callable[[Region, Tensor, Tensor | None], Found]
@@ -35,7 +33,7 @@ def bisect(search: Search, f: Probe, region: Region, rows: Tensor, rounds: int) 
         left = (best.success & (high - low > torch.clamp(1e-4 * high, min=region.norm.unit))).nonzero().squeeze(1)
         if not len(left):
             break
-        middle = (low + high)[left] / 2
+        middle = region.norm.spendable((low + high)[left] / 2)
         near = region.at(left).to(radius=middle)
         found = search(near, rows[left], near.project(best.z[left]))
         found = found.smaller(shrunk(f, near, rows[left], found))
@@ -118,7 +116,8 @@ class MinParamPerturbation:
 
     Args:
         forward_func: the model.
-        attack: a function (inputs, **{arg_name: value}, **attack_kwargs) -> perturbed inputs.
+        attack: a function (inputs, **{arg_name: value}, **attack_kwargs) -> perturbed inputs, or an attack that has
+            ``perturb``.
         arg_name: the argument that is searched over.
         arg_min, arg_max, arg_step: its values: arg_min + k * arg_step, below arg_max.
         mode: ``"linear"`` tries them in order; ``"binary"`` bisects, which assumes that larger is stronger.
@@ -133,7 +132,7 @@ class MinParamPerturbation:
     >>> model = torch.nn.Linear(2, 2)
     >>> _ = model.load_state_dict({"weight": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "bias": torch.zeros(2)})
     >>> x = torch.tensor([[0.8, 0.2], [0.6, 0.5]])
-    >>> search = MinParamPerturbation(model, FGSM(model).perturb, "epsilon", 0.0, 1.0, 0.01, mode="binary")
+    >>> search = MinParamPerturbation(model, FGSM(model), "epsilon", 0.0, 1.0, 0.01, mode="binary")
     >>> search.evaluate(x, target=torch.tensor([0, 0]), attack_kwargs={"target": torch.tensor([0, 0])})[1]
     tensor([0.3100, 0.0600], dtype=torch.float64)
     """
@@ -161,6 +160,7 @@ class MinParamPerturbation:
         if not isinstance(num_attempts, int) or num_attempts < 1:
             raise ValueError(f"num_attempts must be a whole number of at least 1, got {num_attempts!r}")
         self.forward_func, self.attack, self.arg_name = forward_func, attack, arg_name
+        self.perturb = attack.perturb if isinstance(attack, Perturbation) else attack
         self.arg_min, self.arg_max, self.arg_step = arg_min, arg_max, arg_step
         self.mode, self.num_attempts = str(mode).lower(), num_attempts
         self.preproc_fn, self.apply_before_preproc = preproc_fn, apply_before_preproc
@@ -208,7 +208,7 @@ class MinParamPerturbation:
                 left = [r for r in rows if r not in gone]
                 if not left:
                     break
-                moved = self.attack(
+                moved = self.perturb(
                     _rows(base, left, count), **_kwargs(attack_kwargs, left, count), **{self.arg_name: value}
                 )
                 seen = self.preproc_fn(moved) if self.apply_before_preproc and self.preproc_fn else moved
@@ -257,15 +257,10 @@ class MinParamPerturbation:
     ) -> list[bool]:
         if isinstance(seen, Tensor) or (isinstance(seen, tuple) and all(isinstance(t, Tensor) for t in seen)):
             args = tuple(_rows(a, rows, count) for a in further)
-            f = Door.open(seen).probe(self.forward_func, Everything(), args=args, pace=Pace(limit))
+            f = Door.open(seen).probe(self.forward_func, None, args, limit=limit)
             if self.correct_fn is None:
-                y = (
-                    labels(target, f)
-                    if not isinstance(target, Tensor | list)
-                    else labels(_rows(target, rows, count), f)
-                )
-                return list((f.score.argmax(1) == y).tolist())
-            out = torch.cat([f.outputs(None, r) for r in f.everyone.split(limit or max(len(rows), 1))])
+                return list((f.score.argmax(1) == labels(_rows(target, rows, count), f)).tolist())
+            out = f.score
         else:
             out = self.forward_func(seen, *further)
         if self.correct_fn is None:

@@ -17,7 +17,7 @@ from .base import Attribution
 
 
 def feature_ablation(f: Probe, features: Features, reference: Reference, show: bool = False) -> Tensor:
-    """How much the score falls when each feature alone gives way [B, F] (or [B, M, F] for M scores per row).
+    """How much the score falls when each feature alone gives way [B, F] (or [B, ..., F] for a score of several numbers).
 
     The corners of the gate cube next to its origin, made batch by batch. Zeiler, Fergus (ECCV 2014), section 4.2.
     """

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.guard import guarded
-from ..engine.memory import Pace
 from ..engine.packing import row_sums
 from ..engine.probe import Door, Probe
 from ..engine.scores import Neuron, Output, Score
@@ -86,14 +85,8 @@ class Attribution(ABC):
         limit: int | None = None,
         at: Site | None = None,
     ) -> tuple[Door, Probe]:
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"a batch size must be a whole number of at least 1, got {limit!r}; None chooses it")
         door = Door.open(inputs)
-        further = () if args is None else args if isinstance(args, tuple) else (args,)
-        of = self._score(target)
-        return door, door.probe(
-            self.forward_func, of, at=at or self._site(), args=further, kwargs=kwargs or {}, pace=Pace(limit)
-        )
+        return door, door.probe(self.forward_func, self._score(target), args, kwargs, limit, at or self._site())
 
     def _site(self) -> Site:
         return Input()

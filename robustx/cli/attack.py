@@ -26,7 +26,7 @@ SHOWN = 10
 def run(asked: Namespace) -> int:
     """Attack the samples block by block; what was finished is shown and written, also after an interrupt."""
     place = folder(asked.out) if asked.out else None
-    s = subject(asked, asked.limit)
+    s = subject(asked)
     attack = _attack(asked, s)
     y = s.data.y
     if asked.target is not None:
@@ -190,7 +190,7 @@ def _write(
 
 
 def _sheet(file: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]], totals: dict[str, Any]) -> None:
-    from .pictures import contact_sheet
+    from .pictures import TIGHT, contact_sheet
 
     order = {"fooled": 0, "stands": 1, "there before": 2}
     chosen = sorted(range(len(samples)), key=lambda i: order[samples[i]["state"]])
@@ -202,4 +202,4 @@ def _sheet(file: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]
     ]
     budget = f"{totals['norm']} up to {totals['eps']:.4g}"
     title = f"{totals['attack']}, {budget}, on {s.name}: {sum(found)} of {len(samples)} fooled"
-    contact_sheet(s.data.x[chosen], r.adversarial[chosen], captions, found, s.data.bounds, title).savefig(file)
+    contact_sheet(s.data.x[chosen], r.adversarial[chosen], captions, found, s.data.bounds, title).savefig(file, **TIGHT)

@@ -24,7 +24,7 @@ PROVED = {
 def run(asked: Namespace) -> int:
     """Find the fewest features whose change gives another answer for one sample, and say what each did."""
     place = folder(asked.out) if asked.out else None
-    s = subject(asked, asked.limit)
+    s = subject(asked)
     one = sample(s.data, asked.row)
     scores = s.answers(one.x)[0]
     answer = int(scores.argmax())
@@ -137,7 +137,7 @@ def _write(place: Path, one: Data, r: CounterfactualResult, mask: Tensor | None,
     written = ["counterfactual.safetensors", "counterfactual.json", "changes.csv"]
     if not result["found"]:
         return written
-    from .pictures import image_counterfactual, ranked_bars
+    from .pictures import TIGHT, image_counterfactual, ranked_bars
 
     before, after = (f"{result[k]} ({result[p]:.1%})" for k, p in BEFORE_AND_AFTER)
     title = f"{result['model']}, row {result['row']}: from {result['answer']} to {result['counterfactual_answer']}"
@@ -151,7 +151,7 @@ def _write(place: Path, one: Data, r: CounterfactualResult, mask: Tensor | None,
         changes = result["changes"]
         names = [f"{c['feature']}: {c['from']:.4g} → {c['to']:.4g} {c.get('unit', '')}".strip() for c in changes]
         figure = ranked_bars(names, [c["contribution"] for c in changes], title, "margin won, in logits")
-    figure.savefig(place / "counterfactual.png")
+    figure.savefig(place / "counterfactual.png", **TIGHT)
     return [*written, "counterfactual.png"]
 
 

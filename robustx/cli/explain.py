@@ -24,7 +24,7 @@ METHODS = {  # what each one's numbers are
 def run(asked: Namespace) -> int:
     """Attribute one output for one sample, and list the parts by how much they did."""
     place = folder(asked.out) if asked.out else None
-    s = subject(asked, asked.limit)
+    s = subject(asked)
     one = sample(s.data, asked.row)
     scores = s.answers(one.x)[0]
     target = int(scores.argmax()) if asked.target is None else class_of(asked.target, s.data.classes)
@@ -154,7 +154,7 @@ def _write(
         f"{r['model']}, row {r['row']}: label {r['label']}, answer {r['answer']} ({r['probability']:.1%})\n"
         f"{r['method'].replace('-', ' ')} of the output for {r['explained']}"
     )
-    from .pictures import image_attribution, ranked_bars
+    from .pictures import TIGHT, image_attribution, ranked_bars
 
     if one.kind == "image":
         figure = image_attribution(one.x[0], a[0], one.bounds, title, METHODS[r["method"]], mask)
@@ -164,5 +164,5 @@ def _write(
         figure = ranked_bars(names, [p["attribution"] for p in top], title, METHODS[r["method"]])
     else:
         return written
-    figure.savefig(place / "attribution.png")
+    figure.savefig(place / "attribution.png", **TIGHT)
     return [*written, "attribution.png"]

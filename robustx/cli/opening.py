@@ -32,14 +32,14 @@ class Subject:
         return torch.cat(parts)
 
 
-def subject(asked: Namespace, limit: int | None = None) -> Subject:
+def subject(asked: Namespace) -> Subject:
     """The model and data that the arguments name; ValueError where they do not say enough."""
     if len(asked.model) > 1:
         raise ValueError(f"robustx {asked.command} takes one --model, got {len(asked.model)}: {', '.join(asked.model)}")
-    return subjects(asked, limit)[0]
+    return subjects(asked)[0]
 
 
-def subjects(asked: Namespace, limit: int | None = None) -> list[Subject]:
+def subjects(asked: Namespace) -> list[Subject]:
     """All models that the arguments name, with the one data set for them."""
     names: Sequence[str] = asked.model or ([asked.name] if asked.name else [])
     if not names:
@@ -62,7 +62,7 @@ def subjects(asked: Namespace, limit: int | None = None) -> list[Subject]:
                 source,
                 split=asked.split,
                 root=asked.root,
-                limit=limit,
+                limit=asked.limit,
                 bounds=bounds,
             )
             model, data = entry.model, _moved(entry.data, device)
@@ -91,7 +91,9 @@ def class_of(name: str, classes: Sequence[str]) -> int:
     if name.isdecimal() and int(name) < len(classes):
         return int(name)
     known = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    raise ValueError(f"--target must be a class{near(name, classes)}, got {name!r}; there are {known}")
+    raise ValueError(
+        f"--target must be a class{'' if name.isdecimal() else near(name, classes)}, got {name!r}; there are {known}"
+    )
 
 
 def called(classes: Sequence[str], number: int) -> str:

@@ -10,33 +10,51 @@ from .. import __version__
 INTRO = """\
 How little must change before a PyTorch model changes its mind, and why?
 
+commands:
+  evaluate        How robust is a model? Accuracy against budget, minimal distances, a report.
+  attack          Which inputs fool a model? Looks near the given samples and writes what it finds.
+  counterfactual  What would have to be different for another answer? The fewest features.
+  explain         What does a model's answer rest on? Shares it out over the parts of the input.
+  report          Makes the report of a run again.
+  doctor          Is this installation sound?
+
 start here:
-  robustx evaluate digits                      both digits models: accuracy, robustness, a report
-  robustx attack digits --limit 32             inputs that fool the model
-  robustx explain digits --row 3               what its answer rests on
-  robustx counterfactual breast-cancer --row 3 what would have to be different
-  robustx doctor                               is this installation sound?
+  robustx evaluate digits
+  robustx attack digits --limit 32 --out adversarial
+  robustx counterfactual breast-cancer --row 3
+  robustx explain digits --row 3
 """
 
 CODES = """\
-exit codes: 0 done; 1 done, and the answer is no; 2 bad arguments or input; 3 failed unexpectedly; 130 interrupted
-robustx COMMAND --help explains a command, with examples. Results go to standard output, progress to standard error.
+exit codes: 0 done; 1 the answer is no; 2 bad arguments or input; 3 failed unexpectedly; 130 interrupted
+"""
+
+MORE = """\
+robustx COMMAND --help explains a command, with examples. Results go to standard output, the rest to standard error.
 """
 
 NAMES = """\
-models and data:
-  digits, digits-robust, breast-cancer         embedded; each model brings its data
-  package.module:name                          yours: a torch.nn.Module or what returns one; (x, y) tensors, a
-                                               Dataset, a DataLoader or what returns them; ?key=value calls it so
-  torchvision:resnet18@IMAGENET1K_V1           torchvision's models and data sets by their own names
+NAME, MODEL and DATA are one of
+  digits, digits-robust, breast-cancer  embedded; each model brings its data
+  package.module:name                   yours, installed or in the working directory: a torch.nn.Module; (x, y)
+                                        tensors, a Dataset, a DataLoader; or what returns one
+                                        (called as package.module:name?key=value&key=value)
+  torchvision:resnet18@IMAGENET1K_V1    torchvision's models and data sets by their own names
 """
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Text as it stands here, with room for long options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one sentence, and with teaching help."""
+    """An argument parser that says what is wrong in one sentence."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        super().__init__(formatter_class=Help, allow_abbrev=False, add_help=False, **options)
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
@@ -45,9 +63,12 @@ class Parser(argparse.ArgumentParser):
 
 def build() -> Parser:
     """The parser of the whole command line."""
-    parser = Parser(prog="robustx", description=INTRO, epilog=CODES)
-    parser.add_argument("--version", action="version", version=f"robustx {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    parser = Parser(prog="robustx", description=INTRO, epilog=MORE + CODES, usage="robustx COMMAND [options]")
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    parser.add_argument(
+        "--version", action="version", version=f"robustx {__version__}", help="show the version and exit"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     for add in (_evaluate, _attack, _counterfactual, _explain, _report, _doctor):
         add(commands)
     return parser
@@ -70,19 +91,19 @@ says that a model's robust accuracy at the largest budget is below --require.
 """,
     )
     _subject(p, several=True)
-    p.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
-    p.add_argument(
+    q = p.add_argument_group("question")
+    q.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
+    q.add_argument(
         "--eps",
         type=numbers,
         metavar="E[,E...]",
         help="budgets of the security curve, in input units (default: what suits the norm and inputs in [0, 1])",
     )
-    p.add_argument("--steps", type=count, metavar="N", help="steps of PGD for each budget")
-    p.add_argument("--limit", type=count, metavar="N", help="evaluate at most N samples (default: all)")
-    p.add_argument("--explain", type=whole, metavar="N", help="samples that are explained in the report")
-    p.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
-    p.add_argument("--require", type=share, metavar="A", help="least robust accuracy, 0 to 1; below it, exit code 1")
-    p.add_argument("--out", metavar="DIR", help="the run folder (default: runs/NAME)")
+    q.add_argument("--steps", type=count, metavar="N", help="steps of PGD for each budget")
+    q.add_argument("--explain", type=whole, metavar="N", help="samples that are explained in the report")
+    q.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    q.add_argument("--require", type=share, metavar="A", help="least robust accuracy, 0 to 1; below it, exit code 1")
+    q.add_argument("--out", metavar="DIR", help="the run folder (default: runs/NAME)")
     _manner(p)
 
 
@@ -104,22 +125,23 @@ was fooled.
 """,
     )
     _subject(p)
-    p.add_argument("--attack", default="pgd", metavar="NAME", help="fgsm, pgd or bisection (default: pgd)")
-    p.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
-    p.add_argument(
+    q = p.add_argument_group("question")
+    q.add_argument("--attack", default="pgd", metavar="NAME", help="fgsm, pgd or bisection (default: pgd)")
+    q.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
+    q.add_argument(
         "--eps",
         type=number,
         metavar="E",
         help="most change, in input units, such as 0.1 or 8/255; for bisection the largest that is tried "
         "(default: Linf 0.1, L2 1, L1 4, L0 4 elements)",
     )
-    p.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
-    p.add_argument("--loss", choices=("ce", "margin", "dlr"), default="ce", help="what is climbed (default: ce)")
-    p.add_argument("--steps", type=count, metavar="N", help="gradient steps (default: 40)")
-    p.add_argument(
+    q.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
+    q.add_argument("--loss", choices=("ce", "margin", "dlr"), default="ce", help="what is climbed (default: ce)")
+    q.add_argument("--steps", type=count, metavar="N", help="gradient steps (default: 40)")
+    q.add_argument(
         "--restarts", type=count, metavar="N", help="attempts, the later ones from random points (default: 1)"
     )
-    p.add_argument(
+    q.add_argument(
         "--set",
         dest="options",
         action="append",
@@ -128,10 +150,9 @@ was fooled.
         metavar="NAME=VALUE",
         help="any further argument of the attack's class, such as targets=9 or rounds=16",
     )
-    p.add_argument("--limit", type=count, metavar="N", help="attack at most N samples (default: all)")
-    p.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
-    p.add_argument("--batch-size", type=count, default=64, metavar="N", help="samples at a time (default: 64)")
-    p.add_argument("--out", metavar="DIR", help="write what was found to this folder")
+    q.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    q.add_argument("--batch-size", type=count, default=64, metavar="N", help="samples at a time (default: 64)")
+    q.add_argument("--out", metavar="DIR", help="write what was found to this folder")
     _manner(p)
 
 
@@ -152,26 +173,27 @@ counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that n
 """,
     )
     _subject(p)
-    _row(p)
-    p.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
-    p.add_argument(
+    q = p.add_argument_group("question")
+    _row(q)
+    q.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
+    q.add_argument(
         "--keep",
         action="append",
         default=[],
         metavar="FEATURE",
         help="a column or superpixel that must not change (repeatable)",
     )
-    p.add_argument(
+    q.add_argument(
         "--replace",
         type=replacement,
         metavar="VALUE",
         help="features give way to this as a whole: blur (images), or a number (default: they move inside the bounds)",
     )
-    p.add_argument(
+    q.add_argument(
         "--margin", type=number, default=1e-4, metavar="M", help="by how many logits at least (default: 1e-4)"
     )
-    p.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
-    p.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")
+    q.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
+    q.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")
     _manner(p)
 
 
@@ -192,27 +214,28 @@ What is explained is the model's raw output for one class. --out receives attrib
 """,
     )
     _subject(p)
-    _row(p)
-    p.add_argument(
+    q = p.add_argument_group("question")
+    _row(q)
+    q.add_argument(
         "--method",
         default="integrated-gradients",
         metavar="NAME",
         help="integrated-gradients, saliency or feature-ablation (default: integrated-gradients)",
     )
-    p.add_argument("--target", metavar="CLASS", help="the class explained, by name or number (default: the answer)")
-    p.add_argument(
+    q.add_argument("--target", metavar="CLASS", help="the class explained, by name or number (default: the answer)")
+    q.add_argument(
         "--baseline",
         type=baseline,
         default=0.0,
         metavar="VALUE",
         help="what to compare with, in input units: a number, or mean for the mean of the data (default: 0)",
     )
-    p.add_argument("--steps", type=count, metavar="N", help="points on the path of integrated gradients (default: 50)")
-    p.add_argument(
+    q.add_argument("--steps", type=count, metavar="N", help="points on the path of integrated gradients (default: 50)")
+    q.add_argument(
         "--segments", type=count, metavar="N", help="superpixels that feature ablation takes away (default: each pixel)"
     )
-    p.add_argument("--top", type=count, default=10, metavar="N", help="how many parts are listed (default: 10)")
-    p.add_argument("--out", metavar="DIR", help="write numbers and a picture to this folder")
+    q.add_argument("--top", type=count, default=10, metavar="N", help="how many parts are listed (default: 10)")
+    q.add_argument("--out", metavar="DIR", help="write numbers and a picture to this folder")
     _manner(p)
 
 
@@ -227,9 +250,10 @@ examples:
 
 The report is one HTML file that needs no network. Nothing is evaluated, so an unfinished run has one too.
 """,
+        "RUN",
     )
     p.add_argument("run", metavar="RUN", help="the run folder that robustx evaluate wrote")
-    _manner(p)
+    _manner(p, computes=False)
 
 
 def _doctor(commands: Any) -> None:
@@ -244,27 +268,24 @@ examples:
 
 Exit code 1 says that something must be mended.
 """,
+        "",
     )
-    _manner(p)
+    _manner(p, computes=False)
 
 
-def _command(commands: Any, name: str, purpose: str, examples: str) -> Parser:
-    parser: Parser = commands.add_parser(name, help=purpose.partition("? ")[0] + ("?" if "? " in purpose else ""))
-    parser.description, parser.epilog = purpose, examples
+def _command(commands: Any, name: str, purpose: str, examples: str, takes: str = "[NAME]") -> Parser:
+    parser: Parser = commands.add_parser(name, usage=f"robustx {name} {takes} [options]".replace("  ", " "))
+    parser.description, parser.epilog = purpose, f"{examples}\n{CODES}"
     return parser
 
 
 def _subject(p: Parser, several: bool = False) -> None:
-    group = p.add_argument_group("model and data")
-    group.add_argument("name", nargs="?", metavar="NAME", help="an embedded model with its data: digits, ...")
+    group = p.add_argument_group("model and data", NAMES)
+    group.add_argument("name", nargs="?", metavar="NAME", help="a model that brings its data, such as digits")
     group.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="MODEL",
-        help="a model by name, or package.module:callable" + (" (repeatable)" if several else ""),
+        "--model", action="append", default=[], metavar="MODEL", help="the model" + (" (repeatable)" if several else "")
     )
-    group.add_argument("--data", metavar="DATA", help="labelled samples by name, or package.module:callable")
+    group.add_argument("--data", metavar="DATA", help="the labelled samples (default: those that NAME brings)")
     group.add_argument("--weights", metavar="FILE", help="the model's weights, a .safetensors file")
     group.add_argument("--split", metavar="SPLIT", help="which part of the data, train or test (default: test)")
     group.add_argument("--root", metavar="DIR", help="the folder of a torchvision data set")
@@ -275,22 +296,24 @@ def _subject(p: Parser, several: bool = False) -> None:
         metavar=("LOW", "HIGH"),
         help="least and greatest value of an input (default: 0 1)",
     )
+    group.add_argument("--limit", type=count, metavar="N", help="at most N samples (default: all)")
     group.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
-    p.epilog = f"{NAMES}\n{p.epilog or ''}"
 
 
-def _row(p: Parser) -> None:
+def _row(p: Any) -> None:
     p.add_argument("--row", type=whole, default=0, metavar="N", help="which sample of the data, from 0 (default: 0)")
-    p.add_argument(
-        "--limit", type=count, metavar="N", help="read at most N samples, for large data sets (default: all)"
-    )
 
 
-def _manner(p: Parser) -> None:
-    p.add_argument("--json", action="store_true", help="the result as JSON on standard output")
-    p.add_argument("--quiet", action="store_true", help="no progress bars (there are none without a terminal)")
-    p.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: 1 for small models, else torch's)")
-    p.add_argument("--debug", action="store_true", help="show where an error came from")
+def _manner(p: Parser, computes: bool = True) -> None:
+    group = p.add_argument_group("in general")
+    group.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+    if computes:
+        group.add_argument("--quiet", action="store_true", help="no progress bars (without a terminal there are none)")
+        group.add_argument(
+            "--threads", type=count, metavar="N", help="CPU threads (default: 1 for small models, else torch's choice)"
+        )
+    group.add_argument("--debug", action="store_true", help="show where an error came from")
+    group.add_argument("-h", "--help", action="help", help="show this and exit")
 
 
 def number(text: str) -> float:

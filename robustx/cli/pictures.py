@@ -15,6 +15,7 @@ Bounds = tuple[float | Tensor, float | Tensor]
 
 MOST = 30  # samples on one sheet
 ACROSS = 10
+TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}  # how figures are saved
 SIGNED = "RdBu_r"  # red adds, blue takes away, white is nothing
 
 

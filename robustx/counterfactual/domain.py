@@ -13,7 +13,7 @@ from ..attacks.search import shrunk
 from ..attribution.ablation import feature_ablation
 from ..attribution.path import gauss_legendre, integrated_gradients, mean_grad
 from ..engine.packing import Tensors
-from ..engine.probe import Probe
+from ..engine.probe import ModelError, Probe
 from ..engine.sites import Input
 from ..perturb.features import Features
 from ..perturb.gates import Gates, gated
@@ -165,7 +165,7 @@ class Replace(Domain):
         alone = -feature_ablation(self.f, self.features, self.reference)
         try:
             return [mean_grad(self.probe, self.home, torch.ones_like(self.home), NODES), alone]
-        except (RuntimeError, TypeError):  # no gradients here: tokens, or a black box
+        except ModelError:  # no gradients here: tokens, or a black box
             return [alone]
 
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:

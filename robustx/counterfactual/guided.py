@@ -11,10 +11,8 @@ from torch import Tensor
 
 from ..attribution.shapley import shapley
 from ..engine.guard import guarded
-from ..engine.memory import Pace
 from ..engine.packing import finest, row_sums
 from ..engine.probe import Door, Probe
-from ..engine.scores import Everything
 from ..perturb.features import Partition, from_masks
 from ..perturb.goals import Goal, class_goal
 from ..perturb.references import blur, through
@@ -240,13 +238,8 @@ class Guided:
             ValueError: infinite bounds, inputs outside them, unknown features, labels that are no classes.
         """
         door = Door.open(x)
-        further = () if additional_forward_args is None else additional_forward_args
         f = door.probe(
-            self.forward_func,
-            Everything(),
-            args=further if isinstance(further, tuple) else (further,),
-            kwargs=additional_forward_kwargs or {},
-            pace=Pace(self.batch_size),
+            self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
         )
         f = f.to(of=goal or class_goal(f, y, targeted, "margin", self.by))
         before = f.score

@@ -88,13 +88,15 @@ def _budget(device: torch.device) -> int:
 class _Scales(TorchDispatchMode):
     """Weighs every tensor that operations make while it is on."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not getattr(func, "is_view", False):
             for t in out if isinstance(out, tuple | list) else (out,):
                 self.bytes += t.numel() * t.element_size() if isinstance(t, Tensor) else 0
         return out

@@ -11,7 +11,7 @@ from torch import Tensor
 from .guard import modules_of, ordinary
 from .memory import Pace, out_of_memory
 from .packing import Packing, Tensors, flat
-from .scores import Output, OutputError, Score
+from .scores import Everything, Output, OutputError, Score
 from .sites import Call, Input, Seen, Site
 
 Query = Callable[[slice], tuple[Tensor | None, Tensor]]
@@ -342,13 +342,38 @@ class Door:
             raise ValueError(f"inputs must agree in their first axis (the examples) and device, got {told}")
         return cls(ordinary(values), names, single)
 
-    def probe(self, model: Callable[..., Any], of: Score, **options: Any) -> Probe:
-        """A probe of the model on these inputs; options as :class:`Probe` takes them."""
+    def probe(
+        self,
+        model: Callable[..., Any],
+        of: Score | None = None,
+        args: Any = None,
+        kwargs: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        at: Site | None = None,
+    ) -> Probe:
+        """A probe of the model on these inputs.
+
+        Args:
+            model, of, at: as for :class:`Probe`; without a score, the model's whole output.
+            args: Captum's ``additional_forward_args``: None, one value, or a tuple of them.
+            kwargs: further keyword arguments.
+            limit: most rows in one pass.
+        """
         if not callable(model):
             raise TypeError(f"forward_func must be callable, got {type(model).__name__}")
         if isinstance(of, Output):
             of.fits(len(self.inputs[0]))
-        return Probe(model, self.inputs, of, names=self.names, **ordinary(options))
+        further = () if args is None else args if isinstance(args, tuple) else (args,)
+        return Probe(
+            model,
+            self.inputs,
+            of or Everything(),
+            at or Input(),
+            names=self.names,
+            args=ordinary(further),
+            kwargs=ordinary(kwargs or {}),
+            pace=Pace(limit),
+        )
 
     def out(self, tensors: Sequence[Tensor]) -> Any:
         """Results in the form in which the inputs came."""

@@ -125,10 +125,10 @@ class Output(Score):
 
 @dataclass(frozen=True, eq=False)
 class Everything(Score):
-    """Each row's whole output, flattened [N, M]: for methods that need values only."""
+    """Each row's whole output, as it is [N, ...]: for methods that need values only."""
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
-        return flat(tensor_output(out, rows))
+        return tensor_output(out, rows)
 
 
 @dataclass(frozen=True, eq=False)

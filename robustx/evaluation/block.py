@@ -80,9 +80,7 @@ def clean_block(model: Callable[..., Any], block: Block) -> Finished:
     return Finished(rows, {"logits": logits})
 
 
-def attack_block(
-    model: Callable[..., Any], block: Block, attack: AttackSpec, spec: Spec, fallen: Tensor
-) -> Finished:
+def attack_block(model: Callable[..., Any], block: Block, attack: AttackSpec, spec: Spec, fallen: Tensor) -> Finished:
     """One attack at all budgets of a run, on the samples that still stand.
 
     The budgets are tried in ascending order, and a sample that falls at one is not attacked at larger ones. A search for
@@ -117,7 +115,8 @@ def attack_block(
         success, rows = _rows(model, result, y, positions, eps.tolist())
         done.rows.extend(rows)
         won = success.nonzero().squeeze(1)
-        fallen[standing[won]] = torch.minimum(fallen, budgets)[standing[won]]
+        within = torch.minimum(result.distance.double().cpu(), eps)
+        fallen[standing[won]] = torch.minimum(fallen[standing], within)[won]
         for name, more in (
             ("adversarial", result.adversarial[won.to(x.device)]),
             ("position", torch.tensor(positions, dtype=torch.long)[won]),

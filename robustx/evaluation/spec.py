@@ -131,7 +131,9 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(f"data must be a name, got {self.data!r}")
         put("norm", _norm(self.norm))
         put("eps", _budgets(self.eps, self.norm))
-        whole = {"block_size": 1, "explain": 0, "segments": 2, "seed": None} | ({} if self.limit is None else {"limit": 1})
+        whole = {"block_size": 1, "explain": 0, "segments": 2, "seed": None} | (
+            {} if self.limit is None else {"limit": 1}
+        )
         for name, least in whole.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):

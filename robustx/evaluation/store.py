@@ -128,7 +128,9 @@ class Store:
                     f"{str(folder)!r} holds no run but {strange[0]!r}; choose a new or an empty folder for the run"
                 )
             about = {"format": FORMAT, **identity, "surroundings": surroundings()}
-            write(folder / "run.json", json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            write(
+                folder / "run.json", json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            )
         store = cls(folder)
         with store._transaction() as db:
             db.executemany(
@@ -218,7 +220,9 @@ class Store:
         try:
             return load_file(path)
         except SafetensorError as e:
-            raise ValueError(f"{str(path)!r} is damaged ({e}); remove it and evaluate again in the same folder") from None
+            raise ValueError(
+                f"{str(path)!r} is damaged ({e}); remove it and evaluate again in the same folder"
+            ) from None
 
     def fingerprint(self) -> str:
         """SHA-256 over all samples, rows, notes and tensors; not over how long they took."""
@@ -257,7 +261,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         form = about["format"]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{str(path)!r} is damaged ({type(e).__name__}: {e}); evaluate again in a new folder") from None
+        raise ValueError(
+            f"{str(path)!r} is damaged ({type(e).__name__}: {e}); evaluate again in a new folder"
+        ) from None
     if form != FORMAT:
         raise ValueError(f"{str(path)!r} has format {form}, and this version of robustx reads format {FORMAT}")
     return about

@@ -46,6 +46,10 @@ class Norm(ABC):
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """A uniformly random point of each row's ball; ``low`` and ``high`` [N, D] bound it only for L0."""
 
+    def spendable(self, budget: Tensor) -> Tensor:
+        """How much of each budget [N] a size can be: whole units of it."""
+        return budget - budget.remainder(self.unit) if self.unit else budget
+
     def __str__(self) -> str:
         return type(self).__name__
 

@@ -79,20 +79,21 @@ class Region:
         return self.norm.size(finest(z) - finest(self.centre)).to(z.dtype)
 
     def settle(self, z: Tensor, packing: Packing) -> Tensors:
-        """``z`` unpacked, as its own dtypes can hold it: rows that rounding took out of the ball are drawn back.
+        """``z`` unpacked, as its own dtypes can hold it: what rounding took out of the ball or the box is drawn back.
 
         Addition and conversion round, so a point on the ball's surface may end outside by the last digit; its
         elements then move to the next number towards the centre.
         """
         held, home = packing.unpack(z), packing.unpack(self.centre)
-        centre, radius = finest(packing.pack(home)), finest(self.radius)
+        centre, radius, low, high = (finest(t) for t in (packing.pack(home), self.radius, self.low, self.high))
         for _ in range(4):
-            over = self.norm.size(finest(packing.pack(held)) - centre) > radius
+            now = finest(packing.pack(held))
+            over = (now < low) | (now > high) | (self.norm.size(now - centre) > radius)[:, None]
             if not over.any():
                 break
-            inwards = (torch.where(h == c, h, torch.nextafter(h, c)) for h, c in zip(held, home, strict=True))
             held = tuple(
-                torch.where(over.reshape(-1, *[1] * (h.ndim - 1)), n, h) for h, n in zip(held, inwards, strict=True)
+                torch.where(o & (h != c), torch.nextafter(h, c), h)
+                for o, h, c in zip(packing.split(over), held, home, strict=True)
             )
         return held
 

@@ -26,13 +26,11 @@ def exact(model, x, y, norm, **box):
     return distances(model[1].weight.detach(), model[1].bias.detach(), x.flatten(1), y, norm, **box)
 
 
-def assert_minimal(result, truth, norm, most):
-    found = result.distance.numpy()
-    assert result.success.all()
-    if norm == "L0":
-        assert found.tolist() == truth.tolist()
-    else:
-        assert (found >= truth * (1 - 1e-6)).all() and (found <= truth * most).all()
+def assert_minimal(found, truth, norm, over=0.01, slack=0.0):
+    """Never below the truth, and hardly above; a count may be one too many where ``slack`` says so."""
+    rounding = 0.0 if found.dtype == np.float64 else 1e-6
+    assert (found >= truth * (1 - 1e-6) - rounding).all()
+    assert (found <= (truth + slack if norm == "L0" else truth * (1 + over) + rounding)).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -42,19 +40,20 @@ def test_minimal_distances(norm, classes, dtype):
     model, x, y = problem(classes, dtype=dtype)
     targets = classes - 1 if classes > 2 else None
     attack = Bisection(model, "margin", bounds=(0, 1), norm=norm, eps=MOST[norm], steps=20, targets=targets)
-    assert_minimal(attack.run(x, y), exact(model, x, y, norm), norm, 1.01)
+    result = attack.run(x, y)
+    assert result.success.all()
+    assert_minimal(result.distance.numpy(), exact(model, x, y, norm), norm)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_minimal_distances_in_a_box_of_each_feature(norm):
     model, x, y = problem(5, dtype=torch.float64)
-    low, high = x - 0.3 * torch.rand(1, 3, 4, 4).double(), x + 0.3 * torch.rand_like(x)
+    low, high = x - 0.2 * torch.rand(1, 3, 4, 4).double(), x + 0.2 * torch.rand_like(x)
     truth = exact(model, x, y, norm, low=low.flatten(1), high=high.flatten(1))
-    attack = Bisection(model, "margin", bounds=(low, high), norm=norm, eps=MOST[norm], steps=20, targets=4)
-    result = attack.run(x, y)
+    result = Bisection(model, "margin", bounds=(low, high), norm=norm, eps=MOST[norm], targets=4).run(x, y)
     can = np.isfinite(truth)
-    assert result.success.tolist() == can.tolist() and 5 < can.sum()
-    assert_minimal(type(result)(*(v[torch.from_numpy(can)] for v in vars(result).values())), truth[can], norm, 1.01)
+    assert result.success.tolist() == can.tolist() and 5 < can.sum() < 32
+    assert_minimal(result.distance.numpy()[can], truth[can], norm, slack=1)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -1,0 +1,40 @@
+"""Evaluation: how robust models are, measured block by block into a run folder. See :func:`evaluate`.
+
+A run is a :class:`Spec` and a folder. The folder holds ``run.json`` (what was run: the specification, fingerprints
+of models and data, versions), ``results.sqlite`` (a row per sample, attack and budget), ``tensors/`` (adversarial
+examples, block by block), and at the end ``summary.json``, ``samples.csv`` and the report.
+"""
+
+from .block import Block, Finished, attack_block, clean_block
+from .explain import explain, instructive
+from .run import Run, evaluate
+from .spec import BUDGETS, AttackSpec, Spec, standard_attacks
+from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share
+from .store import Row, Store, Work
+
+__all__ = [
+    "BUDGETS",
+    "AttackSpec",
+    "Block",
+    "Comparison",
+    "Distances",
+    "Finished",
+    "Outcome",
+    "Row",
+    "Run",
+    "Share",
+    "Spec",
+    "Store",
+    "Work",
+    "attack_block",
+    "clean_block",
+    "compare",
+    "curve",
+    "distances",
+    "evaluate",
+    "explain",
+    "instructive",
+    "moved",
+    "share",
+    "standard_attacks",
+]

@@ -1,0 +1,203 @@
+"""Explanations: which samples of a run teach most, and what each model makes of them."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attribution import IntegratedGradients
+from ..counterfactual import Guided
+from ..engine.probe import ModelError
+from ..engine.scores import Score
+from ..perturb.goals import as_logits
+from ..perturb.segments import superpixels
+from ..zoo import Data
+from .block import Finished, logits_of
+from .spec import Spec
+from .statistics import Floats, Outcome
+
+SMALL = 32  # images whose shorter side is below this are cut into rectangles: superpixels need texture
+
+
+def instructive(outcomes: Sequence[Outcome], count: int) -> list[tuple[int, str]]:
+    """The samples that teach most [at most ``count``], by position in the run, and why each was chosen.
+
+    Taken in turn: on which the models' smallest distances differ most; which falls to the smallest change, model by
+    model; which is hardest for all; which is the clearest mistake without any attack; which is typical. Rows whose
+    output is not finite are left out, and a sample is chosen once.
+    """
+    chosen: dict[int, str] = {}
+    turns = zip_longest(*(kind for kind in _kinds(outcomes)))
+    for position, why in (pick for turn in turns for pick in turn if pick is not None):
+        if len(chosen) >= count:
+            break
+        if position not in chosen:
+            chosen[position] = why
+    return list(chosen.items())
+
+
+def _kinds(outcomes: Sequence[Outcome]) -> list[Iterator[tuple[int, str]]]:
+    usable = np.all([np.isfinite(o.lead) for o in outcomes], axis=0)
+    right = usable & np.all([o.correct for o in outcomes], axis=0)
+    far = max((float(d) for o in outcomes for d in o.fallen[np.isfinite(o.fallen)]), default=1.0)
+    d = np.stack([np.minimum(o.fallen, 2 * far) for o in outcomes])  # [models, N]; what never fell is far away
+    position, models = outcomes[0].position, [o.model for o in outcomes]
+
+    def by(key: Floats, among: Any, why: Callable[[int], str]) -> Iterator[tuple[int, str]]:
+        rows = np.flatnonzero(among)
+        order = rows[np.lexsort((position[rows], key[rows]))]
+        return ((int(position[i]), why(int(i))) for i in order)
+
+    kinds = []
+    if len(outcomes) > 1:
+        gap = d.max(0) - d.min(0)
+        kinds.append(
+            by(
+                -gap,
+                right & (gap > 0),
+                lambda i: f"here {models[d[:, i].argmax()]} resists most compared with {models[d[:, i].argmin()]}",
+            )
+        )
+    for o in outcomes:
+        kinds.append(
+            by(o.fallen, usable & o.correct & (o.by >= 0), lambda i, m=o.model: f"the smallest change fools {m}")
+        )  # type: ignore[misc]
+    kinds.append(by(-d.min(0), right, lambda i: "the hardest to fool"))
+    worst = np.min([o.lead for o in outcomes], axis=0)
+    blame = np.argmin([o.lead for o in outcomes], axis=0)
+    kinds.append(by(worst, usable & (worst < 0), lambda i: f"{models[blame[i]]} is clearly wrong without any attack"))
+    middle = np.median(d[:, right], axis=1) if right.any() else np.zeros(len(outcomes))
+    kinds.append(by(np.abs(d - middle[:, None]).sum(0), right, lambda i: "typical: close to the median distance"))
+    return kinds
+
+
+class Lead(Score):
+    """By how much one class leads another: the difference of two logits per example.
+
+    Args:
+        first, second: the classes [B].
+    """
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        logits = as_logits(out, rows)
+        a, b = (logits.gather(1, t[rows][:, None]).squeeze(1) for t in (self.first, self.second))
+        return a - b
+
+
+def explain(
+    model: Callable[..., Any],
+    data: Data,
+    positions: list[int],
+    fallen: Mapping[int, tuple[Tensor, int]],
+    spec: Spec,
+    baseline: Tensor,
+) -> Finished:
+    """What one model makes of some samples: attributions before and after the nearest attack, and a counterfactual.
+
+    Integrated gradients (from ``baseline`` [1, ...]) share out the lead of the label over its rival: the class that the
+    attack ended in, or else the best other one. A counterfactual is the fewest superpixels (columns) that make the model
+    leave the label, or, where it is wrong, reach it.
+
+    Args:
+        data: the samples of the run, on the model's device.
+        positions: which of them.
+        fallen: the nearest adversarial example of a position and the class it is taken for, where there is one.
+
+    Tensors, [k, ...] in the order of ``positions``: ``x``, ``adversarial`` (``attacked`` [k] tells where there is one),
+    ``rival`` [k], ``logits`` and ``logits_adversarial`` [k, K], ``attribution`` and ``attribution_adversarial``, and of
+    the counterfactual ``counterfactual``, ``logits_counterfactual``, ``valid``, ``gain`` (in the margin), ``changed``
+    and ``contributions`` [k, F] and, for images, the superpixels ``mask`` [k, 1, H, W]. Notes: one dict per sample with
+    what was ``proved`` of the counterfactual, and what could not be made and why.
+    """
+    x, y = data.x[positions], data.y[positions]
+    attacked = torch.tensor([p in fallen for p in positions], dtype=torch.bool)
+    logits = logits_of(model, x, y, positions)
+    runner_up = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
+    rival = torch.tensor([fallen[p][1] if p in fallen else int(r) for p, r in zip(positions, runner_up, strict=True)])
+    adversarial = torch.stack([fallen[p][0].to(x) if p in fallen else one for p, one in zip(positions, x, strict=True)])
+    notes: list[dict[str, Any]] = [{} for _ in positions]
+    tensors = {
+        "position": torch.tensor(positions),
+        "x": x,
+        "adversarial": adversarial,
+        "attacked": attacked,
+        "rival": rival,
+        "logits": logits,
+        "logits_adversarial": logits_of(model, adversarial, y, positions),
+    }
+    method, score = IntegratedGradients(model), Lead(y, rival.to(y))
+    try:
+        tensors["attribution"] = method.attribute(x, baseline, score)
+        tensors["attribution_adversarial"] = method.attribute(adversarial, baseline, score)
+    except ModelError as e:  # a model without gradients has robustness, but no integrated gradients
+        for note in notes:
+            note["no_attribution"] = str(e)
+    if spec.counterfactual:
+        tensors |= _counterfactuals(model, data, x, y, logits, spec, positions, notes)
+    return Finished([], tensors, notes)
+
+
+def _counterfactuals(
+    model: Callable[..., Any],
+    data: Data,
+    x: Tensor,
+    y: Tensor,
+    logits: Tensor,
+    spec: Spec,
+    positions: list[int],
+    notes: list[dict[str, Any]],
+) -> dict[str, Tensor]:
+    if not all(bool(torch.isfinite(torch.as_tensor(b)).all()) for b in data.bounds):
+        for note in notes:
+            note["no_counterfactual"] = f"the data have no finite bounds ({data.bounds})"
+        return {}
+    mask = None
+    if data.kind == "image":
+        small = min(x.shape[-2:]) < SMALL
+        mask = superpixels(x, "grid" if small else "slic", spec.segments)
+    features = x[:1].numel() if mask is None else int(mask.max()) + 1
+    out = {
+        "counterfactual": x.clone(),
+        "valid": torch.zeros(len(x), dtype=torch.bool),
+        "gain": torch.zeros(len(x), dtype=torch.float64),
+        "changed": torch.zeros(len(x), features, dtype=torch.bool),
+        "contributions": torch.zeros(len(x), features, dtype=torch.float64),
+    }
+    right = (logits.argmax(1) == y).cpu()
+    method = Guided(model, data.bounds)
+    for targeted in (False, True):
+        rows = (~right if targeted else right).nonzero().squeeze(1)
+        if not len(rows):
+            continue
+        result = method.generate(x[rows], y[rows], targeted, feature_mask=None if mask is None else mask[rows])
+        count = result.changed.shape[1]
+        out["counterfactual"][rows] = result.counterfactual
+        out["valid"][rows] = result.valid.cpu()
+        out["gain"][rows] = (result.margin - result.before).double().cpu()
+        out["changed"][rows, :count] = result.changed.cpu()
+        out["contributions"][rows, :count] = result.contributions.double().cpu()
+        for row, proved in zip(rows.tolist(), result.proved, strict=True):
+            notes[row] |= {"proved": proved, "goal": "reach" if targeted else "leave"}
+    out["logits_counterfactual"] = logits_of(model, out["counterfactual"], y, positions)
+    if mask is not None:
+        out["mask"] = mask
+    return out
+
+
+def centre(data: Data) -> Tensor:
+    """The mean of the samples [1, ...], with which attributions compare."""
+    return (
+        data.x.double().mean(0, keepdim=True).to(data.x.dtype) if len(data) else data.x.new_zeros(1, *data.x.shape[1:])
+    )
+
+
+def distance_words(fallen: float) -> str:
+    """A smallest distance as people read it."""
+    return "none found" if math.isinf(fallen) else f"{fallen:.3g}"
