@@ -14,6 +14,7 @@ from .. import attacks
 from ..attacks import Attack, AttackResult
 from ..engine.packing import finest
 from ..engine.progress import progress
+from ..evaluation import share as confidence
 from ..perturb import NORMS, norm_of
 from . import DONE, NO, Interrupted
 from .opening import Subject, called, class_of, folder, subject
@@ -94,7 +95,7 @@ def _joined(parts: list[AttackResult]) -> AttackResult:
 
 def _samples(s: Subject, r: AttackResult, target: int | None) -> list[dict[str, Any]]:
     """One line a sample: what the model said before and after, and how far apart the two inputs are."""
-    before, after = s.answers(s.data.x).argmax(1), s.answers(r.adversarial).argmax(1)
+    before, after = s.answers(s.data.x).argmax(1), s.answers(r.adversarial, strict=False).argmax(1)
     there = before != s.data.y if target is None else before == target
     d = finest(r.adversarial.flatten(1)) - finest(s.data.x.flatten(1))
     sizes = {name: norm.size(d).tolist() for name, norm in NORMS.items()}
@@ -122,6 +123,7 @@ def _totals(
     norm, n = str(attack.norm), len(samples)
     state = [one["state"] for one in samples]
     far = [one[norm] for one in samples if one["state"] == "fooled"]
+    interval = confidence(state.count("stands"), n)
     return {
         "attack": type(attack).__name__,
         "model": s.name,
@@ -136,6 +138,8 @@ def _totals(
         "there_before": state.count("there before"),
         "fooled": state.count("fooled"),
         "stand": state.count("stands"),
+        "low": interval.low,
+        "high": interval.high,
         "median_distance": median(far) if far else None,
         "forwards": sum(one["forwards"] for one in samples),
         "backwards": sum(one["backwards"] for one in samples),
@@ -147,6 +151,7 @@ def _told(t: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     n, right = t["samples"], t["samples"] - t["there_before"]
     what = f"{t['attack']} on {t['model']}, {n} samples of {t['data']}{' ' + t['split'] if t['split'] else ''}"
     goal = "" if t["target"] is None else f", towards class {t['target']}"
+    between = f"95% interval {t['low']:.1%} to {t['high']:.1%}"
     near = "" if t["median_distance"] is None else f", median {t['norm']} distance {t['median_distance']:.4g}"
     first = "right before" if t["target"] is None else "not there before"
     lines = [
@@ -154,7 +159,7 @@ def _told(t: dict[str, Any], samples: list[dict[str, Any]]) -> str:
         "",
         f"  {first + ':':17} {right} of {n} ({share(right, n)})",
         f"  {'fooled:':17} {t['fooled']} of {right} ({share(t['fooled'], right)}){near}",
-        f"  {'still standing:':17} {t['stand']} of {n} ({share(t['stand'], n)})",
+        f"  {'still standing:':17} {t['stand']} of {n} ({share(t['stand'], n)}; {between})",
         f"  {'passes a sample:':17} {t['forwards'] / n:.1f} forward, {t['backwards'] / n:.1f} backward; "
         f"{t['seconds']:.1f} s in all",
     ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import attribution
+from ..engine import Door, Output
 from ..perturb import superpixels
 from ..zoo import Data
 from . import DONE
@@ -30,6 +31,8 @@ def run(asked: Namespace) -> int:
     target = int(scores.argmax()) if asked.target is None else class_of(asked.target, s.data.classes)
     method = _method(asked)
     base = s.data.x.mean(0, keepdim=True) if asked.baseline == "mean" else torch.full_like(one.x, asked.baseline)
+    if asked.segments and one.kind != "image":
+        raise ValueError(f"--segments cuts images, and {one.name!r} is of kind {one.kind!r}; leave it out")
     mask = superpixels(one.x, segments=asked.segments) if asked.segments else None
     a, sums = _attributed(method, asked, s, one, target, base, mask)
     parts = _parts(a[0], one, mask)
@@ -47,7 +50,7 @@ def run(asked: Namespace) -> int:
     }
     written = [] if place is None else _write(place, one, a, mask, result, parts)
     if asked.json:
-        print(as_json({**result, "parts": parts}))
+        print(as_json({**result, "parts": parts[: asked.top]}))
         return DONE
     print(_told(result, parts[: asked.top], len(parts)))
     if place is not None:
@@ -76,20 +79,13 @@ def _attributed(
     """The attribution [1, ...], and the numbers that say what it adds up to."""
     if method == "saliency":
         return attribution.Saliency(s.model).attribute(one.x, target, abs=False), {}
-    here, there = (float(v) for v in _outputs(s, torch.cat([one.x, base.to(one.x)]), target))
+    both = Door.open(torch.cat([one.x, base.to(one.x)])).probe(s.model, Output(target))
+    here, there = both.score.tolist()
     told = {"output": here, "output_at_baseline": there}
     if method == "feature-ablation":
-        if mask is not None and one.kind != "image":
-            raise ValueError(f"--segments cuts images, and {one.name!r} is of kind {one.kind!r}; leave it out")
         return attribution.FeatureAblation(s.model).attribute(one.x, base, target, feature_mask=mask), told
     a = attribution.IntegratedGradients(s.model).attribute(one.x, base, target, n_steps=asked.steps or 50)
     return a, {**told, "sum": float(a.double().sum()), "missing": here - there - float(a.double().sum())}
-
-
-def _outputs(s: Subject, x: Tensor, target: int) -> list[float]:
-    with torch.inference_mode():
-        out = s.model(x)[:, target]
-    return [float(v) for v in out]
 
 
 def _parts(a: Tensor, one: Data, mask: Tensor | None) -> list[dict[str, Any]]:
@@ -136,7 +132,8 @@ def _told(r: dict[str, Any], parts: list[dict[str, Any]], of: int) -> str:
         )
     if "sum" in r:
         lines.append(f"  attributions add up to {r['sum']:.6g} and miss the difference by {abs(r['missing']):.1g}")
-    lines += ["", table([list(p.values()) for p in parts], list(parts[0])), f"  {len(parts)} of {of} parts"]
+    shown = [c for c in parts[0] if c != "input" or "value" not in parts[0]]  # a table is read in its own units
+    lines += ["", table([[p[c] for c in shown] for p in parts], shown), f"  {len(parts)} of {of} parts"]
     return "\n".join(lines) + "\n"
 
 

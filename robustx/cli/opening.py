@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import zoo
+from ..engine import Door, Everything
 from ..perturb import as_logits
 from ..zoo import Data
 from ..zoo.address import load_weights, near
@@ -25,11 +26,10 @@ class Subject:
     model: nn.Module
     data: Data
 
-    def answers(self, x: Tensor, size: int = 64) -> Tensor:
-        """The class scores as logits [N, K]."""
-        with torch.inference_mode():
-            parts = [as_logits(self.model(part), part) for part in x.split(size)]
-        return torch.cat(parts)
+    def answers(self, x: Tensor, strict: bool = True) -> Tensor:
+        """The class scores as logits [N, K]; NaN and infinite ones are refused, unless ``strict`` is False."""
+        f = Door.open(x).probe(self.model, Everything(), strict=strict)
+        return as_logits(f.score, f.everyone)
 
 
 def subject(asked: Namespace) -> Subject:

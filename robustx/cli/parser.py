@@ -83,26 +83,35 @@ def _evaluate(commands: Any) -> None:
 examples:
   robustx evaluate digits                                both digits models, under a minute on two cores
   robustx evaluate breast-cancer --norm L2 --eps 0.2,0.5,1
-  robustx evaluate digits --model digits-robust --require 0.5
+  robustx evaluate digits-robust --require 0.5@0.1       for scripts: exit code 1 if it is less robust
   robustx evaluate --model mine:net --data mine:test --weights net.safetensors --eps 2/255,4/255,8/255
 
-Interrupted or killed, a run keeps every block that was finished; the same command goes on with it. Exit code 1
-says that a model's robust accuracy at the largest budget is below --require.
+NAME stands for all embedded models that are made for these data. A run is a folder: the report, the numbers, and
+every adversarial example. Interrupted or killed, it keeps each block of samples that was finished, and the same
+command goes on from there. Exit code 1 says that a model is less robust than --require.
 """,
     )
     _subject(p, several=True)
     q = p.add_argument_group("question")
-    q.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
+    q.add_argument("--norm", metavar="NORM", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
     q.add_argument(
         "--eps",
         type=numbers,
         metavar="E[,E...]",
         help="budgets of the security curve, in input units (default: what suits the norm and inputs in [0, 1])",
     )
-    q.add_argument("--steps", type=count, metavar="N", help="steps of PGD for each budget")
-    q.add_argument("--explain", type=whole, metavar="N", help="samples that are explained in the report")
-    q.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
-    q.add_argument("--require", type=share, metavar="A", help="least robust accuracy, 0 to 1; below it, exit code 1")
+    q.add_argument("--steps", type=count, metavar="N", help="gradient steps of each attack (default: 20)")
+    q.add_argument("--explain", type=whole, metavar="N", help="samples that the report explains (default: 6)")
+    q.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
+    q.add_argument(
+        "--spec", metavar="FILE", help="a .toml or .json file that says all this and more; options win over it"
+    )
+    q.add_argument(
+        "--require",
+        type=requirement,
+        metavar="A[@E]",
+        help="least robust accuracy, 0 to 1, at budget E (default: the largest); below it, exit code 1",
+    )
     q.add_argument("--out", metavar="DIR", help="the run folder (default: runs/NAME)")
     _manner(p)
 
@@ -190,7 +199,7 @@ counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that n
         help="features give way to this as a whole: blur (images), or a number (default: they move inside the bounds)",
     )
     q.add_argument(
-        "--margin", type=number, default=1e-4, metavar="M", help="by how many logits at least (default: 1e-4)"
+        "--margin", type=positive, default=1e-4, metavar="M", help="by how many logits at least (default: 1e-4)"
     )
     q.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
     q.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")
@@ -274,7 +283,9 @@ Exit code 1 says that something must be mended.
 
 
 def _command(commands: Any, name: str, purpose: str, examples: str, takes: str = "[NAME]") -> Parser:
-    parser: Parser = commands.add_parser(name, usage=f"robustx {name} {takes} [options]".replace("  ", " "))
+    parser: Parser = commands.add_parser(
+        name, prog=f"robustx {name}", usage=f"robustx {name} {takes} [options]".replace("  ", " ")
+    )
     parser.description, parser.epilog = purpose, f"{examples}\n{CODES}"
     return parser
 
@@ -344,11 +355,20 @@ def count(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = number(text)
+def requirement(text: str) -> tuple[float, float | None]:
+    """An accuracy from 0 to 1, and the budget at which it is required."""
+    least, at, eps = text.partition("@")
+    value = number(least)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1 such as 0.5, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an accuracy from 0 to 1 such as 0.5 or 0.5@0.1, got {text!r}")
+    return value, number(eps) if at else None
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = number(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
 
 

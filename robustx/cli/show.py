@@ -15,10 +15,12 @@ def bars(asked: Namespace) -> bool:
 
 
 def table(rows: Sequence[Sequence[object]], heads: Sequence[str], indent: str = "  ") -> str:
-    """Rows of words and numbers as aligned columns: numbers to the right, words to the left."""
+    """Rows as aligned columns: numbers to the right, words to the left; a column with nothing in it is left out."""
+    kept = [i for i in range(len(heads)) if not rows or any(row[i] != "" for row in rows)]
+    heads, rows = [heads[i] for i in kept], [[row[i] for i in kept] for row in rows]
     cells = [list(heads), *([_word(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(heads))]
+    right = [all(map(_number, column)) for column in zip(*cells[1:], strict=True)] or [False] * len(heads)
     lines = [
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in cells
     ]
@@ -27,6 +29,14 @@ def table(rows: Sequence[Sequence[object]], heads: Sequence[str], indent: str = 
 
 def _word(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _number(word: str) -> bool:
+    try:
+        float(word.removesuffix("%"))
+    except ValueError:
+        return False
+    return True
 
 
 def as_json(result: Mapping[str, Any]) -> str:

@@ -43,20 +43,28 @@ class Best:
         """Takes for each of ``rows`` [N] what changes fewer features, or as many at less cost; where nothing has
         worked yet, what came nearest. An example may be offered several points at once.
         """
-        offers = zip(*other._keys(), range(len(rows)), strict=True)
-        first: dict[int, tuple[float, float, int]] = {}
-        for r, offer in zip(rows.tolist(), offers, strict=True):
-            first[r] = min(first.get(r, offer), offer)
-        now = list(zip(*self._keys(), strict=True))
-        better = {r: i for r, (count, cost, i) in first.items() if (count, cost) < now[r]}
-        if better:
-            to = torch.tensor(list(better), device=rows.device)
-            of = torch.tensor(list(better.values()), device=rows.device)
-            for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
-                mine[to] = theirs[of]
+        n, b = len(rows), len(self.margin)
+        count, cost = other._keys()
 
-    def _keys(self) -> tuple[list[float], list[float]]:
-        return self.count.tolist(), torch.where(self.found, self.cost, -self.margin.to(self.cost)).tolist()
+        def least(values: Tensor, among: Tensor) -> Tensor:
+            """The smallest value offered to each example [B]."""
+            values = torch.where(among, values, torch.inf)
+            return torch.full((b,), torch.inf).to(values).scatter_reduce(0, rows, values, "amin")
+
+        fewest = least(count, torch.ones_like(count, dtype=torch.bool))
+        as_few = count == fewest[rows]
+        cheapest = least(cost, as_few)
+        first = least(torch.arange(n, device=rows.device).to(cost), as_few & (cost == cheapest[rows]))
+        mine, now = self._keys()
+        better = (fewest < mine) | ((fewest == mine) & (cheapest < now))
+        to, of = better.nonzero().squeeze(1), first[better].long()
+        for kept, offered in zip(vars(self).values(), vars(other).values(), strict=True):
+            kept[to] = offered[of]
+
+    def _keys(self) -> tuple[Tensor, Tensor]:
+        """What is compared first, and what then [N], in float64."""
+        miss = -finest(self.margin).nan_to_num(-torch.inf)
+        return finest(self.count), torch.where(self.found, finest(self.cost), miss)
 
 
 def guided(domain: Domain, movable: Tensor, budget: int) -> tuple[Best, Tensor]:

@@ -97,14 +97,20 @@ class Probe:
 
         def read(part: slice) -> Tensors:
             rows = self.everyone[part]
-            here = self.at.read(self._call(rows), self._inputs(rows))
+            call = self._call(rows)
+
+            def counted(inputs: Tensors) -> Any:  # a site may know its value without asking the model
+                out = call(inputs)
+                self._count(rows)
+                return out
+
+            here = self.at.read(counted, self._inputs(rows))
             for t in here:
                 if len(t) != len(rows):
                     raise OutputError(
                         f"{self.at} has {len(t)} rows for {len(rows)} examples (shape {tuple(t.shape)}); "
                         "choose a place whose first axis is the batch"
                     )
-            self._count(rows)
             return here
 
         parts = [here for _, here in self.pace.batches(self.examples, self.device, read, "read")]

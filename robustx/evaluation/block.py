@@ -83,13 +83,13 @@ def clean_block(model: Callable[..., Any], block: Block) -> Finished:
 def attack_block(model: Callable[..., Any], block: Block, attack: AttackSpec, spec: Spec, fallen: Tensor) -> Finished:
     """One attack at all budgets of a run, on the samples that still stand.
 
-    The budgets are tried in ascending order, and a sample that falls at one is not attacked at larger ones. A search for
-    minimal distances sees every sample that was right at first; the smallest budget at which one is known to fall is
-    the largest that it tries there.
+    The budgets are tried in ascending order, and a sample that falls at one is not attacked at larger ones. A search
+    for minimal distances sees every sample that was right at first; the smallest budget at which one is known to
+    fall is the largest that it tries there.
 
     Args:
-        fallen: the smallest budget at which each sample is known to fall so far [B], infinite if there is none, and 0 for
-            samples that are not to be attacked (the model is wrong without).
+        fallen: the smallest budget at which each sample is known to fall so far [B], infinite if there is none, and
+            0 for samples that are not to be attacked (the model is wrong without).
 
     Tensors: ``adversarial`` [n, ...] of all successes, their ``position`` [n] and the ``eps`` [n] of the search that
     found them. Notes: the warnings that the attack gave.

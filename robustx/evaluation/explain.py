@@ -1,6 +1,5 @@
 """Explanations: which samples of a run teach most, and what each model makes of them."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -18,7 +17,7 @@ from ..perturb.segments import superpixels
 from ..zoo import Data
 from .block import Finished, logits_of
 from .spec import Spec
-from .statistics import Floats, Outcome
+from .statistics import Bools, Floats, Outcome
 
 SMALL = 32  # images whose shorter side is below this are cut into rectangles: superpixels need texture
 
@@ -41,38 +40,38 @@ def instructive(outcomes: Sequence[Outcome], count: int) -> list[tuple[int, str]
 
 
 def _kinds(outcomes: Sequence[Outcome]) -> list[Iterator[tuple[int, str]]]:
-    usable = np.all([np.isfinite(o.lead) for o in outcomes], axis=0)
-    right = usable & np.all([o.correct for o in outcomes], axis=0)
-    far = max((float(d) for o in outcomes for d in o.fallen[np.isfinite(o.fallen)]), default=1.0)
-    d = np.stack([np.minimum(o.fallen, 2 * far) for o in outcomes])  # [models, N]; what never fell is far away
-    position, models = outcomes[0].position, [o.model for o in outcomes]
+    """For each way to teach, the samples that do it best, first, with the reason."""
+    models, position = [o.model for o in outcomes], outcomes[0].position
+    lead, fallen = np.stack([o.lead for o in outcomes]), np.stack([o.fallen for o in outcomes])  # [models, N]
+    usable = np.isfinite(lead).all(0)
+    right = usable & np.stack([o.correct for o in outcomes]).all(0)
+    found = fallen[np.isfinite(fallen)]
+    d = np.minimum(fallen, 2 * found.max() if len(found) else 1.0)  # what never fell is far away
 
-    def by(key: Floats, among: Any, why: Callable[[int], str]) -> Iterator[tuple[int, str]]:
+    def least(key: Floats, among: Bools, why: Callable[[int], str]) -> Iterator[tuple[int, str]]:
         rows = np.flatnonzero(among)
         order = rows[np.lexsort((position[rows], key[rows]))]
         return ((int(position[i]), why(int(i))) for i in order)
 
-    kinds = []
-    if len(outcomes) > 1:
-        gap = d.max(0) - d.min(0)
-        kinds.append(
-            by(
-                -gap,
-                right & (gap > 0),
-                lambda i: f"here {models[d[:, i].argmax()]} resists most compared with {models[d[:, i].argmin()]}",
-            )
-        )
-    for o in outcomes:
-        kinds.append(
-            by(o.fallen, usable & o.correct & (o.by >= 0), lambda i, m=o.model: f"the smallest change fools {m}")
-        )  # type: ignore[misc]
-    kinds.append(by(-d.min(0), right, lambda i: "the hardest to fool"))
-    worst = np.min([o.lead for o in outcomes], axis=0)
-    blame = np.argmin([o.lead for o in outcomes], axis=0)
-    kinds.append(by(worst, usable & (worst < 0), lambda i: f"{models[blame[i]]} is clearly wrong without any attack"))
-    middle = np.median(d[:, right], axis=1) if right.any() else np.zeros(len(outcomes))
-    kinds.append(by(np.abs(d - middle[:, None]).sum(0), right, lambda i: "typical: close to the median distance"))
-    return kinds
+    def differs(i: int) -> str:
+        return f"here {models[d[:, i].argmax()]} resists most compared with {models[d[:, i].argmin()]}"
+
+    def fools(k: int) -> Iterator[tuple[int, str]]:
+        o = outcomes[k]
+        return least(d[k], usable & o.correct & (o.by >= 0), lambda _: f"the smallest change fools {o.model}")
+
+    gap, middle = d.max(0) - d.min(0), np.median(d[:, right], axis=1) if right.any() else np.zeros(len(d))
+    return [
+        least(-gap, right & (gap > 0), differs),
+        *(fools(k) for k in range(len(outcomes))),
+        least(-d.min(0), right, lambda _: "the hardest to fool"),
+        least(
+            lead.min(0),
+            usable & (lead.min(0) < 0),
+            lambda i: f"{models[lead[:, i].argmin()]} is clearly wrong without any attack",
+        ),
+        least(np.abs(d - middle[:, None]).sum(0), right, lambda _: "typical: close to the median distance"),
+    ]
 
 
 class Lead(Score):
@@ -101,9 +100,9 @@ def explain(
 ) -> Finished:
     """What one model makes of some samples: attributions before and after the nearest attack, and a counterfactual.
 
-    Integrated gradients (from ``baseline`` [1, ...]) share out the lead of the label over its rival: the class that the
-    attack ended in, or else the best other one. A counterfactual is the fewest superpixels (columns) that make the model
-    leave the label, or, where it is wrong, reach it.
+    Integrated gradients (from ``baseline`` [1, ...]) share out the lead of the label over its rival: the class that
+    the attack ended in, or else the best other one. A counterfactual is the fewest superpixels (columns) that make
+    the model leave the label, or, where it is wrong, reach it.
 
     Args:
         data: the samples of the run, on the model's device.
@@ -196,8 +195,3 @@ def centre(data: Data) -> Tensor:
     return (
         data.x.double().mean(0, keepdim=True).to(data.x.dtype) if len(data) else data.x.new_zeros(1, *data.x.shape[1:])
     )
-
-
-def distance_words(fallen: float) -> str:
-    """A smallest distance as people read it."""
-    return "none found" if math.isinf(fallen) else f"{fallen:.3g}"

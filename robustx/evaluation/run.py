@@ -1,10 +1,12 @@
 """Runs: a specification, worked off block by block into a folder, and read back from there."""
 
 import csv
+import hashlib
 import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
@@ -20,8 +22,8 @@ from .block import Block, Finished, attack_block, clean_block
 from .explain import centre, explain, instructive
 from .identity import content, identity
 from .spec import Spec
-from .statistics import Outcome, compare, cumulative, curve, distances, plain
-from .store import Row, Store, Work, read_about, write
+from .statistics import Cumulative, Outcome, compare, cumulative, curve, distances, plain
+from .store import Store, Work, read_about, write
 
 CLEAN, EXPLANATION = "clean", "explanation"
 
@@ -35,8 +37,8 @@ def evaluate(
 ) -> "Run":
     """Measures how robust models are, and keeps everything in a run folder.
 
-    Samples are worked on in blocks, and each finished block is kept at once. When a run is interrupted or killed, the same
-    call goes on where it was left, and ends in the same bytes as one that was not.
+    Samples are worked on in blocks, and each finished block is kept at once. When a run is interrupted or killed, the
+    same call goes on where it was left, and ends in the same bytes as one that was not.
 
     Args:
         models: name to model; any callables that return class scores [B, K]. They are left as they are.
@@ -51,8 +53,8 @@ def evaluate(
 
     Raises:
         ValueError: models that the specification does not name (or the other way round), no samples, NaN or infinite
-            samples or samples outside their bounds, labels that are no classes, a model in train mode, a folder that holds
-            something else or another run (the message says in what it differs).
+            samples or samples outside their bounds, labels that are no classes, a model in train mode, a folder that
+            holds something else or another run (the message says in what it differs).
 
     >>> import tempfile, torch
     >>> x, y = torch.rand(20, 4), torch.arange(20) % 3
@@ -77,7 +79,7 @@ def evaluate(
             for work, do in more:
                 _timed(store, work, do)
                 tell(1)
-            outcomes = [_outcome(store, spec, m, set(plan)) for m in spec.models]
+            outcomes = _Stored.read(store, spec, len(data)).outcomes
             chosen = instructive(outcomes, spec.explain)
             for outcome in outcomes:
                 work = Work(outcome.model, EXPLANATION, 0)
@@ -114,46 +116,28 @@ class Run:
         return told
 
     @cached_property
-    def _read(self) -> tuple[list[Outcome], list[list[Any]], dict[str, Any], bool]:
-        spec = self.spec
+    def _stored(self) -> "_Stored":
         with Store(self.folder) as store:
-            done = store.done()
-            whole = _whole(spec, self.data["count"], done)
-            outcomes = [_outcome(store, spec, m, whole) for m in spec.models]
-            steps, extra = [], {}
-            for m in spec.models:
-                clean, rows = _rows(store, spec, m, whole)
-                labels = [label for _, _, label in store.samples()]
-                upto = [Outcome.of(m, labels, clean, rows[: k + 1]) for k in range(len(rows))]
-                steps.append(cumulative(upto, rows, [a.label for a in spec.attacks], spec.eps))
-                extra[m] = {
-                    "notes": [n for a in spec.attacks for block in store.notes(m, a.label) for n in block],
-                    "seconds": {k: store.seconds(m, k) for k in (CLEAN, *(a.label for a in spec.attacks), EXPLANATION)},
-                }
-            extra["samples"] = store.samples()
-            extra["fingerprint"] = store.fingerprint()
-        return outcomes, steps, extra, whole >= set(_plan(spec, self.data["count"]))
+            return _Stored.read(store, self.spec, self.data["count"])
 
     @property
     def outcomes(self) -> list[Outcome]:
         """What became of every sample, model by model."""
-        return self._read[0]
+        return self._stored.outcomes
 
     @property
     def finished(self) -> bool:
         """Whether all samples went through all attacks."""
-        return self._read[3]
+        return self._stored.finished
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all stored rows and tensors: the same for two runs of the same specification."""
-        told: str = self._read[2]["fingerprint"]
-        return told
+        return self._stored.fingerprint
 
     def seconds(self, model: str) -> dict[str, float]:
         """How long the clean pass, each attack and the explanations of a model took."""
-        told: dict[str, float] = self._read[2][model]["seconds"]
-        return told
+        return self._stored.seconds[model]
 
     @property
     def cap(self) -> float | None:
@@ -163,35 +147,34 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """All statistics, as JSON can hold them: null stands for what is infinite or undefined."""
-        outcomes, steps, extra, finished = self._read
-        eps = self.spec.eps
+        eps, stored = self.spec.eps, self._stored
         models = []
-        for outcome, attacks in zip(outcomes, steps, strict=True):
-            clean, *robust = curve(outcome, eps)
+        for o in stored.outcomes:
+            clean, *robust = curve(o, eps)
             models.append(
                 {
-                    "name": outcome.model,
+                    "name": o.model,
                     "clean": clean,
-                    "robust": [{"eps": e, **s._asdict()} for e, s in zip(eps, robust, strict=True)],
-                    "flagged": int(outcome.flagged.sum()),
-                    "distances": {**distances(outcome)._asdict(), "largest_tried": self.cap},
-                    "attacks": attacks,
-                    "warnings": sorted(set(extra[outcome.model]["notes"])),
+                    "robust": [{"eps": e, **asdict(s)} for e, s in zip(eps, robust, strict=True)],
+                    "flagged": int(o.flagged.sum()),
+                    "distances": {**asdict(distances(o)), "largest_tried": self.cap},
+                    "attacks": stored.attacks[o.model],
+                    "warnings": stored.warnings[o.model],
                 }
             )
         pairs = [
-            {"first": a.model, "second": b.model, "eps": e, **compare(*seen)._asdict()}
-            for a, b in combinations(outcomes, 2)
+            {"first": a.model, "second": b.model, "eps": e, **asdict(compare(*seen))}
+            for a, b in combinations(stored.outcomes, 2)
             for e, seen in [(0.0, (a.correct, b.correct)), *((e, (a.robust(e), b.robust(e))) for e in eps)]
         ]
         told: dict[str, Any] = plain(
             {
                 "run": {k: self.about[k] for k in ("spec_sha256", "versions", "device")},
-                "fingerprint": extra["fingerprint"],
+                "fingerprint": stored.fingerprint,
                 "data": {k: self.data[k] for k in ("name", "split", "sha256")},
                 "norm": self.spec.norm,
-                "finished": finished,
-                "samples": len(outcomes[0]),
+                "finished": stored.finished,
+                "samples": len(stored.outcomes[0]),
                 "models": models,
                 "comparisons": pairs,
             }
@@ -200,7 +183,7 @@ class Run:
 
     def samples(self) -> list[dict[str, Any]]:
         """What became of each sample, one dict per model and sample; None stands for what there is not."""
-        classes, known = self.data["classes"], self._read[2]["samples"]
+        classes, known = self.data["classes"], self._stored.samples
         told = []
         for o in self.outcomes:
             for n, p in enumerate(o.position.tolist()):
@@ -257,6 +240,37 @@ class Run:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What a run folder holds of the blocks that went through everything; lists by model."""
+
+    outcomes: list[Outcome]
+    attacks: dict[str, list[Cumulative]]
+    warnings: dict[str, list[str]]
+    seconds: dict[str, dict[str, float]]
+    samples: list[tuple[int, str, int]]
+    fingerprint: str
+    finished: bool
+
+    @classmethod
+    def read(cls, store: Store, spec: Spec, count: int) -> "_Stored":
+        done, samples = store.done(), store.samples()
+        missing = {w.block for w in _plan(spec, count) if w not in done}
+        y, names = [label for _, _, label in samples], [a.label for a in spec.attacks]
+        outcomes, attacks, warnings, seconds = [], {}, {}, {}
+        for m in spec.models:
+            clean, *rows = (
+                [r for r in store.rows(m, label) if r.position // spec.block_size not in missing]
+                for label in (CLEAN, *names)
+            )
+            upto = [Outcome.of(m, y, clean, rows[: k + 1]) for k in range(len(rows))]
+            outcomes.append(upto[-1])
+            attacks[m] = cumulative(upto, rows, names, spec.eps)
+            warnings[m] = sorted({n for label in names for block in store.notes(m, label) for n in block})
+            seconds[m] = {label: store.seconds(m, label) for label in (CLEAN, *names, EXPLANATION)}
+        return cls(outcomes, attacks, warnings, seconds, samples, store.fingerprint(), not missing)
+
+
 def class_name(classes: list[str], k: int) -> str:
     """What class k is called; models may know more classes than the data name."""
     return classes[k] if 0 <= k < len(classes) else str(k)
@@ -293,14 +307,10 @@ def _device(models: Mapping[str, Callable[..., Any]]) -> torch.device:
 
 
 def _on(data: Data, device: torch.device) -> Data:
-    from dataclasses import replace
-
     return replace(data, x=data.x.to(device), y=data.y.to(device))
 
 
 def _uid(x: Tensor) -> str:
-    import hashlib
-
     return hashlib.sha256(content(x)).hexdigest()[:32]
 
 
@@ -310,12 +320,6 @@ def _plan(spec: Spec, count: int) -> Iterator[Work]:
         for model in spec.models:
             for label in (CLEAN, *(a.label for a in spec.attacks)):
                 yield Work(model, label, block)
-
-
-def _whole(spec: Spec, count: int, done: set[Work]) -> set[Work]:
-    """The work of the blocks that went through everything."""
-    missing = {w.block for w in _plan(spec, count) if w not in done}
-    return {w for w in done if w.block not in missing and w.attack != EXPLANATION}
 
 
 def _work(store: Store, model: Callable[..., Any], data: Data, spec: Spec, work: Work) -> Finished:
@@ -346,40 +350,23 @@ def _explain(
     positions = [p for p, _ in chosen]
     if not positions:
         return Finished()
-    labels = [a.label for a in spec.attacks]
-    fallen = {}
-    for p in positions:
-        n = p  # outcomes of a finished run hold all samples in order
-        if outcome.by[n] >= 0:
-            fallen[p] = _nearest(store, spec, outcome, n, labels), int(outcome.into[n])
+    place = {p: n for n, p in enumerate(outcome.position.tolist()) if outcome.by[n] >= 0}
+    fallen = {
+        p: (_nearest(store, spec, outcome, place[p]), int(outcome.into[place[p]])) for p in positions if p in place
+    }
     made = explain(model, data, positions, fallen, spec, centre(data))
     notes = [{"position": p, "why": why, **note} for (p, why), note in zip(chosen, made.notes, strict=True)]
     return Finished([], made.tensors, notes)
 
 
-def _nearest(store: Store, spec: Spec, outcome: Outcome, n: int, labels: list[str]) -> Tensor:
+def _nearest(store: Store, spec: Spec, outcome: Outcome, n: int) -> Tensor:
     """The adversarial example of sample n that ``outcome.fallen`` speaks of."""
-    p, label = int(outcome.position[n]), labels[int(outcome.by[n])]
+    p, label = int(outcome.position[n]), spec.attacks[outcome.by[n]].label
     won = [r for r in store.rows(outcome.model, label, range(p, p + 1)) if r.success]
     best = min(won, key=lambda r: min(r.distance, r.eps))
     t = store.tensors(Work(outcome.model, label, p // spec.block_size))
     row = ((t["position"] == p) & (t["eps"] == best.eps)).nonzero()[0, 0]
     return t["adversarial"][row]
-
-
-def _rows(store: Store, spec: Spec, model: str, whole: set[Work]) -> tuple[list[Row], list[list[Row]]]:
-    """The stored rows of a model, of whole blocks only: of the clean pass, and of each attack."""
-    blocks = {w.block for w in whole}
-    clean, *attacks = (
-        [r for r in store.rows(model, label) if r.position // spec.block_size in blocks]
-        for label in (CLEAN, *(a.label for a in spec.attacks))
-    )
-    return clean, attacks
-
-
-def _outcome(store: Store, spec: Spec, model: str, whole: set[Work]) -> Outcome:
-    clean, attacks = _rows(store, spec, model, whole)
-    return Outcome.of(model, [label for _, _, label in store.samples()], clean, attacks)
 
 
 def _timed(store: Store, work: Work, do: Callable[[], Finished]) -> None:

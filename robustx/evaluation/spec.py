@@ -71,18 +71,17 @@ class AttackSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return attack
 
 
-def standard_attacks(steps: int = 20) -> tuple[AttackSpec, ...]:
+def standard_attacks(steps: int = 10) -> tuple[AttackSpec, ...]:
     """What a run tries by default, cheap attacks first: each sees only what the earlier ones left standing.
 
     One step, PGD on the cross-entropy (from the sample and from a random point), PGD on the margin towards each of
     the four likeliest other classes, and a search for the nearest adversarial example of every sample.
     """
-    half = max(1, steps // 2)
     return (
         AttackSpec("fgsm", {"loss_func": "margin"}),
         AttackSpec("pgd", {"loss_func": "ce", "steps": steps, "restarts": 2}),
         AttackSpec("pgd", {"loss_func": "margin", "steps": steps, "targets": 4}, "pgd-targeted"),
-        AttackSpec("bisection", {"loss_func": "margin", "steps": half, "rounds": 6, "targets": 4}),
+        AttackSpec("bisection", {"loss_func": "margin", "steps": steps, "rounds": 6, "targets": 4}),
     )
 
 
@@ -206,17 +205,17 @@ def _budgets(eps: Any, norm: str) -> tuple[float, ...]:
 
 
 def _attacks(attacks: Any, norm: str, seed: int) -> tuple[AttackSpec, ...]:
-    attacks = tuple(attacks)
-    if not attacks:
-        raise ValueError("attacks must name at least one attack, such as pgd")
-    labels = [a.label for a in attacks]
-    for a in attacks:
+    given: tuple[AttackSpec, ...] = tuple(attacks)
+    if not given or not all(isinstance(a, AttackSpec) for a in given):
+        raise ValueError(f"attacks must hold at least one AttackSpec, such as AttackSpec('pgd'), got {attacks!r}")
+    labels = [a.label for a in given]
+    for a in given:
         if a.label in RESERVED or labels.count(a.label) > 1:
             why = "is reserved" if a.label in RESERVED else "stands twice"
             raise ValueError(f"an attack's label {a.label!r} {why}; give it another label")
         bound = a.bind(_nothing, bounds=(0, 1), norm=norm, seed=seed)
         Leave(torch.zeros(1, dtype=torch.long), bound.loss_func)  # knows which losses there are
-    return attacks
+    return given
 
 
 def _nothing(x: Any) -> Any:

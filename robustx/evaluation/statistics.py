@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ Bools = npt.NDArray[np.bool_]
 CONFIDENCE = 0.95
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """A share of samples, with its confidence interval."""
 
     count: int
@@ -81,7 +82,7 @@ class Outcome:
         clean: Iterable[Row],
         attacks: Sequence[Iterable[Row]],
     ) -> "Outcome":
-        """From the labels by position and the stored rows: of the clean pass, and of each attack in the order of the run."""
+        """From labels by position and stored rows: of the clean pass, and of each attack in the run's order."""
         rows = list(clean)
         place = {row.position: n for n, row in enumerate(rows)}
         n = len(rows)
@@ -122,7 +123,8 @@ class Outcome:
 
     def robust(self, eps: float) -> Bools:
         """Whether the model is right and no adversarial example within ``eps`` is known [N]."""
-        return np.asarray((self.fallen > eps) & (self.unclear > eps))
+        stands: Bools = (self.fallen > eps) & (self.unclear > eps)
+        return stands
 
 
 def curve(outcome: Outcome, eps: Sequence[float]) -> list[Share]:
@@ -136,25 +138,32 @@ def curve(outcome: Outcome, eps: Sequence[float]) -> list[Share]:
     ]
 
 
-class Distances(NamedTuple):
-    """Smallest known adversarial distances of the samples that the model is right about."""
+@dataclass(frozen=True)
+class Distances:
+    """Smallest known adversarial distances of the samples that the model is right about.
+
+    Attributes:
+        total: how many samples these are.
+        beyond: for how many no adversarial example was found.
+        quartiles: the distances that a quarter, half and three quarters of them do not exceed; may be infinite.
+    """
 
     total: int
     beyond: int
-    """Samples for which none was found."""
-    quartiles: tuple[float, float, float]
-    """The smallest distances that a quarter, half and three quarters of the samples do not exceed; may be infinite."""
+    quartiles: tuple[float, ...]
 
 
 def distances(outcome: Outcome) -> Distances:
     """How far the model's right answers are from wrong ones, as far as was found: upper bounds."""
     d = outcome.fallen[outcome.correct]
-    known = tuple(float(np.quantile(d, q, method="inverted_cdf")) if len(d) else math.nan for q in (0.25, 0.5, 0.75))
-    return Distances(len(d), int(np.isinf(d).sum()), known)  # type: ignore[arg-type]
+    ranked = np.sort(d)  # an order statistic needs no mean, so infinite ones do no harm
+    known = [float(ranked[math.ceil(q * len(d)) - 1]) if len(d) else math.nan for q in (0.25, 0.5, 0.75)]
+    return Distances(len(d), int(np.isinf(d).sum()), tuple(known))
 
 
-class Comparison(NamedTuple):
-    """Two models on the same samples."""
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same samples: on how many which of them is right, and the p-value of the difference."""
 
     both: int
     first_only: int
@@ -180,16 +189,22 @@ def compare(first: Bools, second: Bools) -> Comparison:
     return Comparison(int((first & second).sum()), a, b, int((~first & ~second).sum()), p)
 
 
-class Cumulative(NamedTuple):
-    """What one attack added to those before it."""
+@dataclass(frozen=True)
+class Cumulative:
+    """What one attack added to those before it.
+
+    Attributes:
+        attack: its label.
+        seen: samples that it was tried on.
+        nearest: samples whose nearest adversarial example is its.
+        accuracy: robust accuracy at each budget when attacks stop here.
+        forwards, backwards: rows that went through the model.
+    """
 
     attack: str
     seen: int
-    """Samples that it was tried on."""
     nearest: int
-    """Samples whose nearest adversarial example is its."""
     accuracy: list[float]
-    """Robust accuracy at each budget when attacks stop here."""
     forwards: int
     backwards: int
 
@@ -225,8 +240,8 @@ def plain(value: Any) -> Any:
     """``value`` as JSON can hold it: infinite and undefined numbers become null."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, float):

@@ -1,0 +1,101 @@
+"""The search for the smallest budget: never worse than the attack it searches with, and honest about what it found."""
+
+import pytest
+import torch
+from attack_cases import Counted, examples, mlp
+from torch.testing import assert_close
+
+from robustx.attacks import PGD, Bisection, Found, bisect
+from robustx.engine import Probe
+from robustx.perturb import NORMS, Region, Until
+
+MOST = {"L0": 6.0, "L1": 3.0, "L2": 1.0, "Linf": 0.3}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_smaller_than_what_the_attack_finds(norm):
+    model = mlp()
+    x, y = examples(model, count=16)
+    once = PGD(model, "margin", bounds=(0, 1), norm=norm, eps=MOST[norm], steps=10).run(x, y)
+    least = Bisection(model, "margin", bounds=(0, 1), norm=norm, eps=MOST[norm], steps=10).run(x, y)
+    assert (once.success <= least.success).all() and least.success.sum() > 8
+    both = once.success
+    assert (least.distance[both] <= once.distance[both]).all()
+    if norm != "L0":
+        assert (least.distance[both] < once.distance[both]).any()
+
+
+@pytest.mark.parametrize("norm", [n for n in NORMS if n != "L0"])
+def test_stands_on_the_boundary(norm):
+    """Drawn back by a thousandth more, the point no longer reaches the goal."""
+    model = mlp()
+    x, y = examples(model, count=16, wrong=0)
+    result = Bisection(model, "margin", bounds=(0, 1), norm=norm, eps=MOST[norm], steps=10).run(x, y)
+    back = torch.lerp(x, result.adversarial, 0.999)
+    fell = result.success
+    assert fell.sum() > 8 and (model(back).argmax(1) == y)[fell].all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_more_rounds_come_nearer(norm):
+    model = mlp()
+    x, y = examples(model, count=16)
+    runs = [
+        Bisection(model, "margin", bounds=(0, 1), norm=norm, eps=MOST[norm], steps=6, rounds=r).run(x, y)
+        for r in (0, 1, 4, 12)
+    ]
+    for few, many in zip(runs, runs[1:], strict=False):
+        assert few.success.tolist() == many.success.tolist()
+        assert (many.distance[few.success] <= few.distance[few.success] + 1e-12).all()
+    assert runs[0].distance.sum() > runs[-1].distance.sum() or norm == "L0"
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_who_resists_comes_back_with_the_best_try(norm):
+    model = mlp()
+    x, y = examples(model, wrong=0)
+    eps = MOST[norm] / 10 if norm != "L0" else 1
+    least = Bisection(model, "margin", bounds=(0, 1), norm=norm, eps=eps, steps=6).run(x, y)
+    best = PGD(model, "margin", bounds=(0, 1), norm=norm, eps=eps, steps=6).run(x, y)
+    resisted = ~least.success
+    assert resisted.any() and torch.equal(least.adversarial[resisted], best.adversarial[resisted])
+
+
+def test_finished_examples_leave():
+    """Those that are wrong already are looked at once, those that resist are tried at the largest budget only."""
+    net = mlp()
+    x, y = examples(net)
+    model = Counted(net, len(x))
+    result = Bisection(model, "margin", bounds=(0, 1), eps=0.04, steps=6).run(
+        x, y, additional_forward_args=torch.arange(len(x))
+    )
+    assert result.forwards.tolist() == model.forwards.tolist()
+    there, resisted = result.distance == 0, ~result.success
+    assert (result.backwards[there] == 0).all() and (result.backwards[resisted] == 6).all()
+    assert (result.backwards[~there & ~resisted] > 6).all()
+
+
+def test_any_search_can_be_bisected():
+    """The function asks nothing of the search but a point for each row: here the goal is a known radius."""
+    centre, wanted = torch.zeros(4, 3, dtype=torch.float64), torch.tensor([0.1, 0.35, 0.8, 2.0], dtype=torch.float64)
+    f = Probe(lambda z: z, (centre,), Until(lambda z: z[:, 0]))
+    asked = []
+
+    def search(region, rows, start):
+        asked.append(rows.tolist())
+        z = torch.zeros_like(region.centre)
+        z[:, 0] = region.radius
+        return Found(z, region.radius - wanted[rows], region.size(z))
+
+    class Line(type(f)):
+        def value(self, z, rows=None):
+            return z[:, 0] - wanted[rows]
+
+    region = Region(
+        centre, NORMS["Linf"], torch.ones(4, dtype=torch.float64), *torch.tensor([[[-5.0]], [[5.0]]]).double()
+    )
+    found = bisect(search, Line(f.model, f.inputs, f.of), region, f.everyone, 20)
+    assert found.success.tolist() == [True, True, True, False]
+    assert_close(found.size[:3], wanted[:3], rtol=1e-3, atol=0)
+    assert (found.size[:3] > wanted[:3]).all()
+    assert asked[0] == [0, 1, 2, 3] and all(3 not in rows for rows in asked[1:])
