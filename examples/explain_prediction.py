@@ -35,7 +35,8 @@ def main() -> None:
     with torch.inference_mode():
         logits = model(one.x)[0]
     answer = int(logits.argmax())
-    print(f"label {one.classes[one.y]}, answer {one.classes[answer]} ({logits.softmax(0)[answer]:.1%})")
+    classes = dict(enumerate(one.classes))  # a model may know more classes than the data name
+    print(f"label {classes[int(one.y)]}, answer {classes.get(answer, answer)} ({logits.softmax(0)[answer]:.1%})")
 
     # Compared with the mean of the data, what does each part of the input bring to the logit of the answer?
     baseline = data.x.mean(0, keepdim=True)
@@ -78,7 +79,7 @@ def show(maps: dict[str, torch.Tensor]) -> Figure:
         image = image[0].mean(0)
         most = image.abs().max().item()
         signed = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
-        axes.imshow(image, **({"cmap": "gray"} if title == "input" else signed))
+        axes.imshow(image.numpy(), **({"cmap": "gray"} if title == "input" else signed))
         axes.set_title(title)
         axes.set_axis_off()
     return figure

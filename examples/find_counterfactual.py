@@ -47,10 +47,10 @@ def main() -> None:
         return
 
     with torch.inference_mode():
-        before, after = model(one.x).argmax(1)[0], model(result.counterfactual).argmax(1)[0]
-    print(
-        f"{one.classes[before]} becomes {one.classes[after]} with {result.n_changed[0]} of {len(result.names)} features"
-    )
+        before, after = (int(model(x).argmax()) for x in (one.x, result.counterfactual))
+    classes = dict(enumerate(one.classes))  # a model may know more classes than the data name
+    was, now = classes.get(before, before), classes.get(after, after)
+    print(f"{was} becomes {now} with {result.n_changed[0]} of {len(result.names)} features")
     print(f"proved: {result.proved[0]}")
 
     # What each change did, in logits. These are Shapley values: they add up to the margin won, exactly.
@@ -79,11 +79,11 @@ def show(before: torch.Tensor, after: torch.Tensor) -> Figure:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for axes, image, title in ((left, before, "before"), (middle, after, "after")):
-        axes.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(title)
     change = (after - before).mean(0)
     most = change.abs().max().item()
-    drawn = right.imshow(change, cmap="RdBu_r", vmin=-most, vmax=most)
+    drawn = right.imshow(change.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
     right.set_title("change")
     figure.colorbar(drawn, ax=right)
     for axes in (left, middle, right):

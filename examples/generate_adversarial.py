@@ -46,8 +46,9 @@ def main() -> None:
     right, fooled = before == data.y, (before == data.y) & result.success
     print(result)
     print(f"right before: {right.sum()} of {len(data)}; after: {(right & ~fooled).sum()} of {len(data)}")
+    names = dict(enumerate(data.classes))  # a model may know more classes than the data name
     for i in fooled.nonzero().flatten().tolist()[:10]:
-        was, now = data.classes[before[i]], data.classes[after[i]]
+        was, now = (names.get(int(answer[i]), int(answer[i])) for answer in (before, after))
         print(f"  sample {data.index[i]}: {was} becomes {now} at {asked.norm} distance {result.distance[i]:.4f}")
 
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -67,8 +68,8 @@ def show(before: torch.Tensor, after: torch.Tensor) -> Figure:
     for i, column in enumerate(grid.T):
         change = (after[i] - before[i]).mean(0)
         for axes, image in zip(column, (before[i], after[i]), strict=False):
-            axes.imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
-        column[2].imshow(change, cmap="RdBu_r", vmin=-most, vmax=most)
+            axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
+        column[2].imshow(change.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
     for row, word in zip(grid, ("before", "after", f"change (±{most:.2g})"), strict=True):
         row[0].set_ylabel(word)
     for axes in grid.flat:

@@ -31,9 +31,11 @@ class InPlaceCNN(nn.Module):
 
     def forward(self, x):
         x.sub_(0.25).mul_(2.0)
-        x = self.relu(self.norm(self.conv(x)))
+        x = self.conv(x)
+        x += 0.5
+        x = F.max_pool2d(self.relu(self.norm(x)), 2)
         x *= 1.5
-        return self.head(F.max_pool2d(x, 2).flatten(1))
+        return self.head(x.flatten(1))
 
 
 class TwoInputs(nn.Module):
@@ -170,3 +172,10 @@ class Weighed(nn.Module):
             raise self.error
         self.passes.append(len(x))
         return self.body(x)
+
+
+class Failing(nn.Module):
+    """Breaks down."""
+
+    def forward(self, x):
+        raise RuntimeError("the model breaks down")

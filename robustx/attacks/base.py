@@ -279,13 +279,19 @@ def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:
     return t.reshape(-1).expand(f.examples)
 
 
+def whole(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def warn_if_flat(g: Tensor) -> None:
     """Warns if gradients [N, D] are zero."""
     flat = int((g == 0).all(1).sum())
     if flat:
         warnings.warn(
-            f"the gradient is exactly zero for {flat} of {len(g)} examples: their loss is saturated or the model rounds, "
-            "which hides weaknesses rather than removing them; try loss_func='margin' or an attack without gradients",
+            f"the gradient is exactly zero for {flat} of {len(g)} examples: their loss is saturated or the model "
+            "rounds, which hides weaknesses rather than removing them; try loss_func='margin' or an attack without gradients",
             ZeroGradientWarning,
             stacklevel=2,
         )

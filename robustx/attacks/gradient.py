@@ -14,7 +14,7 @@ from ..engine.scores import Everything
 from ..perturb.goals import Leave, Loss, as_logits
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
-from .base import Found, Perturbation, per_row, warn_if_flat
+from .base import Found, Perturbation, per_row, warn_if_flat, whole
 
 
 def fgsm(f: Probe, region: Region, rows: Tensor) -> Found:
@@ -151,10 +151,9 @@ class PGD(Perturbation):
         for name, value, least in (
             ("steps", steps, 0),
             ("restarts", restarts, 1),
-            ("targets", targets or 1, 1),
+            ("targets", 1 if targets is None else targets, 1),
         ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            whole(name, value, least)
         self.steps, self.step_size, self.restarts = steps, step_size, restarts
         self.random_start, self.targets, self.early_stop = random_start, targets, early_stop
 
@@ -205,6 +204,7 @@ class PGD(Perturbation):
         Steps are the steepest of the norm (Captum takes the sign of the gradient in L2, too), and no example stops
         early. ``radius`` and ``step_size`` may be numbers, or one per example.
         """
+        whole("step_num", step_num, 0)
 
         def search(f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
             start = region.draw(noise) if random_start else None

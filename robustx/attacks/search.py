@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import labels
 from ..perturb.region import Region
-from .base import Found, Perturbation
+from .base import Found, Perturbation, whole
 from .gradient import PGD, pgd
 
 Search = Callable[[Region, Tensor, Tensor | None], Found]
@@ -84,6 +85,7 @@ class Bisection(PGD):
 
     def __init__(self, *args: Any, rounds: int = 12, **options: Any) -> None:
         super().__init__(*args, **options)
+        whole("rounds", rounds, 0)
         self.rounds = rounds
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
@@ -157,8 +159,7 @@ class MinParamPerturbation:
             )
         if str(mode).lower() not in ("linear", "binary"):
             raise ValueError(f"mode must be 'linear' or 'binary', got {mode!r}")
-        if not isinstance(num_attempts, int) or num_attempts < 1:
-            raise ValueError(f"num_attempts must be a whole number of at least 1, got {num_attempts!r}")
+        whole("num_attempts", num_attempts, 1)
         self.forward_func, self.attack, self.arg_name = forward_func, attack, arg_name
         self.perturb = attack.perturb if isinstance(attack, Perturbation) else attack
         self.arg_min, self.arg_max, self.arg_step = arg_min, arg_max, arg_step
@@ -189,7 +190,7 @@ class MinParamPerturbation:
 
         Args:
             inputs: a tensor [B, ...], a tuple of tensors, or one raw example of any type.
-            additional_forward_args, attack_kwargs, correct_fn_kwargs: passed on; tensors with B rows follow the examples.
+            additional_forward_args, attack_kwargs, correct_fn_kwargs: passed on; what has B rows follows the examples.
             target: classes, one or [B].
             perturbations_per_eval: most rows in one forward pass, per example; None fills the memory budget.
         """
@@ -258,21 +259,28 @@ class MinParamPerturbation:
         if isinstance(seen, Tensor) or (isinstance(seen, tuple) and all(isinstance(t, Tensor) for t in seen)):
             args = tuple(_rows(a, rows, count) for a in further)
             f = Door.open(seen).probe(self.forward_func, None, args, limit=limit)
-            if self.correct_fn is None:
-                return list((f.score.argmax(1) == labels(_rows(target, rows, count), f)).tolist())
             out = f.score
         else:
-            out = self.forward_func(seen, *further)
+            f, out = None, self.forward_func(seen, *further)
         if self.correct_fn is None:
-            raise ValueError("correct_fn is needed for raw inputs that the model takes without tensors")
-        more = {} if target is None else {"target": _rows(target, rows, count)}
-        told = self.correct_fn(out, **more, **_kwargs(kwargs, rows, count))
-        if isinstance(told, Tensor) and told.numel() == len(rows):
-            return [bool(t) for t in told.reshape(-1)]
-        if len(rows) == 1:
-            return [bool(told)]
-        one = [_kwargs({**more, **_kwargs(kwargs, rows, count)}, [i], len(rows)) for i in range(len(rows))]
-        return [bool(self.correct_fn(out[i : i + 1], **k)) for i, k in enumerate(one)]
+            if f is None or out.ndim != 2:
+                raise ValueError("correct_fn is needed where the model does not take tensors to class scores [B, K]")
+            if target is None:
+                raise ValueError("target is missing: give the classes, or a correct_fn that needs none")
+            right = (out.argmax(1) == labels(_rows(target, rows, count), f)).tolist()
+        else:
+            more = {} if target is None else {"target": _rows(target, rows, count)}
+            more |= _kwargs(kwargs, rows, count)
+            right = _flags(self.correct_fn(out, **more))
+            if len(right) != len(rows) > 1:
+                one = [_kwargs(more, [i], len(rows)) for i in range(len(rows))]
+                right = [all(_flags(self.correct_fn(out[i : i + 1], **k))) for i, k in enumerate(one)]
+        return right if len(rows) > 1 else [all(right)]
+
+
+def _flags(told: Any) -> list[bool]:
+    """What a judge said, whatever it said it with."""
+    return [bool(t) for t in np.asarray(told.tolist() if isinstance(told, Tensor) else told).reshape(-1)]
 
 
 def _rows(value: Any, rows: Sequence[int], count: int) -> Any:
@@ -290,6 +298,8 @@ def _kwargs(kwargs: Mapping[str, Any] | None, rows: Sequence[int], count: int) -
 
 def _together(parts: Iterator[Any] | list[Any], like: Any) -> Any:
     parts = list(parts)
+    if not parts:
+        return like
     if isinstance(like, tuple):
         return tuple(torch.cat([p[i] for p in parts]) for i in range(len(like)))
-    return torch.cat(parts) if parts else like
+    return torch.cat(parts)

@@ -1,5 +1,6 @@
 """Methods that need values only: features give way to a reference, and the score is watched."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .base import Attribution
 
 
 def feature_ablation(f: Probe, features: Features, reference: Reference, show: bool = False) -> Tensor:
-    """How much the score falls when each feature alone gives way [B, F] (or [B, ..., F] for a score of several numbers).
+    """How much the score falls when each feature alone gives way [B, F] ([B, ..., F] for a score of several numbers).
 
     The corners of the gate cube next to its origin, made batch by batch. Zeiler, Fergus (ECCV 2014), section 4.2.
     """
@@ -94,8 +95,11 @@ class FeatureAblation(Attribution):
             f.pace.limit = perturbations_per_eval * max(f.examples, 1)
         if target is None:
             f = f.to(of=Everything())
-        if isinstance(feature_mask, dict):
-            feature_mask = tuple(feature_mask[n] for n in feature_mask)
+        if isinstance(feature_mask, Mapping):
+            if set(feature_mask) != set(door.names or ()):
+                told = ", ".join(door.names) if door.names else "no dict"
+                raise ValueError(f"feature_mask is for {', '.join(feature_mask)}, but the inputs are {told}")
+            feature_mask = tuple(feature_mask[n] for n in door.names or ())
         features = from_masks(feature_mask, f.inputs)
         falls, rows = self._falls(f, features, through(baselines), show_progress)
         return door.out(Packing.of(f.inputs).split(features.spread(falls, rows)))
@@ -114,7 +118,7 @@ class FeatureAblation(Attribution):
             if features.count and features.spread(falls[:1], f.everyone[:1]).shape[0] != 1:
                 raise
             return falls, f.everyone.new_zeros(len(falls))
-        falls = falls.reshape(f.examples, -1, features.count)
+        falls = falls[:, None] if falls.ndim == 2 else falls.flatten(1, -2)
         return falls.flatten(0, 1), f.everyone.repeat_interleave(falls.shape[1])
 
 

@@ -1,11 +1,10 @@
 """What every attribution method shares: how it is called, and what it gives back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..engine.guard import guarded
@@ -68,6 +67,8 @@ class Attribution(ABC):
     ) -> Tensor:
         """By how much the attributions [B, ...] miss score(end) - score(start); [B]."""
         _, f = self._bind(end_point, target, additional_forward_args, additional_forward_kwargs)
+        if isinstance(attributions, Mapping):
+            attributions = attributions.values()
         parts = (attributions,) if isinstance(attributions, Tensor) else tuple(attributions)
         return row_sums(parts) - rise(f, start_point)
 

@@ -17,6 +17,7 @@ when it is asked for, so that ``--help`` loads neither torch nor numpy.
 """
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -26,7 +27,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from .parser import build
+from .parser import parse
 
 DONE, NO, BAD, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -40,7 +41,7 @@ class Interrupted(KeyboardInterrupt):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Wrong usage raises SystemExit(2), as argparse does."""
-    arguments = build().parse_args(argv)
+    arguments = parse(argv)
     with _plain_warnings(f"robustx {arguments.command}"):
         return _run(arguments)
 
@@ -61,11 +62,18 @@ def _run(arguments: Namespace) -> int:
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        told = " ".join(str(error).split())
+        told = _words(error)
         if isinstance(error, USERS) or type(error).__name__ == "ModelError":
             return _said(f"{name}: {told or type(error).__name__}", BAD)
         more = "" if arguments.debug else "; --debug shows where"
         return _said(f"{name}: failed unexpectedly: {type(error).__name__}: {told}{more}", FAILED)
+
+
+def _words(error: Exception) -> str:
+    """What an error says, in one line; for files without the number of the error."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename!r}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return " ".join(str(error).split())
 
 
 def _said(message: str, code: int) -> int:
@@ -75,9 +83,14 @@ def _said(message: str, code: int) -> int:
 
 @contextmanager
 def _plain_warnings(name: str) -> Iterator[None]:
-    """Warnings as one line on standard error, without the line of code that gave them."""
+    """Warnings as one line on standard error, once each, without the line of code that gave them."""
+    seen: set[str] = set()
 
     def show(message: Warning | str, *_: Any) -> None:
+        kind = re.sub(r"\d+", "", str(message))
+        if kind in seen:  # the same, with other numbers
+            return
+        seen.add(kind)
         print(f"{name}: warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():

@@ -1,6 +1,8 @@
 """``robustx evaluate``: how robust is a model?"""
 
+import hashlib
 import os
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import msgspec
 from .. import evaluation, report, zoo
 from ..evaluation import Run, Spec, standard_attacks
 from . import DONE, NO, Interrupted
-from .opening import subjects
+from .opening import folder, subjects
+from .parser import MANNER, parse
 from .show import as_json, bars, table
 
 
@@ -20,12 +23,11 @@ def run(asked: Namespace) -> int:
     if given is not None:
         asked.model = asked.model or ([] if asked.name else list(given.models))
         asked.data = asked.data or (None if asked.name else given.data)
-    asked.model = asked.model or _models_of(asked.name)
-    found = subjects(asked)
+    found = subjects(asked, asked.model or _models_of(asked.name))
     data = found[0].data
     spec = _spec(asked, given, tuple(s.name for s in found), data.name)
     required = _required(asked, spec)
-    out = Path(asked.out or Path("runs", _plain(asked.name or asked.model[0]))).expanduser()
+    out = folder(asked.out or _folder(asked, spec))
     try:
         done = evaluation.evaluate({s.name: s.model for s in found}, data, spec, out, bars(asked))
         page = report.write(out)
@@ -95,14 +97,17 @@ def _told(done: Run, summary: dict[str, Any]) -> str:
     split = f" {done.data['split']}" if done.data["split"] else ""
     attacks = ", ".join(a.label for a in spec.attacks)
     lines = [
-        f"Accuracy on {summary['samples']} samples of {spec.data}{split}: clean, and under changes of {spec.norm} size up to",
+        f"Accuracy on {summary['samples']} samples of {spec.data}{split}: clean, and under {spec.norm} changes up to",
         "",
         table(rows, heads),
         "",
         f"  Attacks: {attacks}. What they did not find may still exist.",
     ]
     for model in summary["models"]:
-        lines += [f"  {model['name']}: {warning}" for warning in model["warnings"]]
+        kinds = {
+            re.sub(r"\d+", "", w): w for w in reversed(model["warnings"])
+        }  # the first of those that differ in numbers
+        lines += [f"  {model['name']}: {warning}" for warning in kinds.values()]
         if model["flagged"]:
             lines.append(
                 f"  {model['name']}: {model['flagged']} samples gave NaN or infinite outputs; none counts as robust"
@@ -119,17 +124,23 @@ def _distance(distances: dict[str, Any]) -> str:
 
 
 def _kept(out: Path) -> str:
-    """What a run folder holds after an interrupt, and how to go on."""
+    """What a run folder holds after an interrupt, and how to go on (a step is one attack on one block of samples)."""
     try:
         with evaluation.Store(out) as store:
             blocks = len(store.done())
     except (OSError, ValueError):
         blocks = 0
     if not blocks:
-        return f"no block was finished; the same command starts again in {out}"
-    return f"{blocks} finished blocks are kept in {out}; the same command goes on from there"
+        return f"nothing was finished yet; the same command starts again in {out}"
+    return f"{blocks} finished steps are kept in {out}; the same command goes on from there"
 
 
-def _plain(name: str) -> str:
-    """A name as that of a folder."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+def _folder(asked: Namespace, spec: Spec) -> str:
+    """The run folder where none is named: the same for the same question, another for another."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in asked.name or asked.model[0])
+    plain = parse(["evaluate", *([asked.name] if asked.name else [])])
+    options = {k: v for k, v in vars(asked).items() if k not in MANNER and v != getattr(plain, k)}
+    if not options:
+        return str(Path("runs", name))
+    told = repr((sorted(options.items()), spec.sha256))
+    return str(Path("runs", f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"))

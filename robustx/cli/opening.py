@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import zoo
-from ..engine import Door, Everything
+from ..engine import Door
 from ..perturb import as_logits
 from ..zoo import Data
 from ..zoo.address import load_weights, near
@@ -28,7 +28,7 @@ class Subject:
 
     def answers(self, x: Tensor, strict: bool = True) -> Tensor:
         """The class scores as logits [N, K]; NaN and infinite ones are refused, unless ``strict`` is False."""
-        f = Door.open(x).probe(self.model, Everything(), strict=strict)
+        f = Door.open(x).probe(self.model).to(strict=strict)
         return as_logits(f.score, f.everyone)
 
 
@@ -36,12 +36,11 @@ def subject(asked: Namespace) -> Subject:
     """The model and data that the arguments name; ValueError where they do not say enough."""
     if len(asked.model) > 1:
         raise ValueError(f"robustx {asked.command} takes one --model, got {len(asked.model)}: {', '.join(asked.model)}")
-    return subjects(asked)[0]
+    return subjects(asked, asked.model or ([asked.name] if asked.name else []))[0]
 
 
-def subjects(asked: Namespace) -> list[Subject]:
-    """All models that the arguments name, with the one data set for them."""
-    names: Sequence[str] = asked.model or ([asked.name] if asked.name else [])
+def subjects(asked: Namespace, names: Sequence[str]) -> list[Subject]:
+    """The models of these names, with the one data set that the arguments name for them."""
     if not names:
         raise ValueError(
             f"no model is named; try robustx {asked.command} digits, or give yours with "

@@ -43,6 +43,10 @@ NAME, MODEL and DATA are one of
 """
 
 
+MANNER = ("command", "out", "json", "quiet", "threads", "debug", "require", "spec")
+"""Arguments that do not change what is computed (a specification counts by what it says)."""
+
+
 class Help(argparse.RawDescriptionHelpFormatter):
     """Text as it stands here, with room for long options."""
 
@@ -112,7 +116,7 @@ command goes on from there. Exit code 1 says that a model is less robust than --
         metavar="A[@E]",
         help="least robust accuracy, 0 to 1, at budget E (default: the largest); below it, exit code 1",
     )
-    q.add_argument("--out", metavar="DIR", help="the run folder (default: runs/NAME)")
+    q.add_argument("--out", metavar="DIR", help="the run folder (default: in runs/, one for each question)")
     _manner(p)
 
 
@@ -395,6 +399,6 @@ def setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command line, for tests."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a command line."""
     return build().parse_args(argv)

@@ -26,7 +26,8 @@ def modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
         parts = (model.__self__,)
     elif inspect.isfunction(model):
         used = inspect.getclosurevars(model)
-        parts = (*used.globals.values(), *used.nonlocals.values(), *(model.__defaults__ or ()))
+        defaults = (*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values())
+        parts = (*used.globals.values(), *used.nonlocals.values(), *defaults)
     elif isinstance(model, Mapping):
         parts = model.values()
     elif isinstance(model, list | tuple):

@@ -98,5 +98,6 @@ class _Scales(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not getattr(func, "is_view", False):
             for t in out if isinstance(out, tuple | list) else (out,):
-                self.bytes += t.numel() * t.element_size() if isinstance(t, Tensor) else 0
+                if isinstance(t, Tensor) and all(t is not a for a in args):  # else it was written in place
+                    self.bytes += t.numel() * t.element_size()
         return out

@@ -197,11 +197,14 @@ class Probe:
             with torch.enable_grad():
                 a, r = z[part].detach().requires_grad_(), rows[part]
                 out = self._output(a, r)
+                for s in scores if self.strict else ():
+                    s.check(out, r)
                 pulls = [s.pull(out, r) for s in scores]
                 grads = [self._backward(p, a, keep=i + 1 < len(pulls))[0] for i, p in enumerate(pulls)]
             self._count(r, backward=len(scores))
             values = torch.stack([self._checked(s.value(out, r), r).detach() for s in scores], 1)
-            return values, torch.stack(grads, 1)
+            g = torch.stack(grads, 1)
+            return values, g if self.strict else g.nan_to_num()
 
         parts = [p for _, p in self.pace.batches(len(rows), self.device, work, ("jacobian", self._kind))]
         if not parts:

@@ -1,6 +1,8 @@
 """Explanations: which samples of a run teach most, and what each model makes of them."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -8,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attacks import ZeroGradientWarning
 from ..attribution import IntegratedGradients
 from ..counterfactual import Guided
-from ..engine.probe import ModelError
+from ..engine.probe import ModelError, NonFiniteError
 from ..engine.scores import Score
 from ..perturb.goals import as_logits
 from ..perturb.segments import superpixels
@@ -25,9 +28,9 @@ SMALL = 32  # images whose shorter side is below this are cut into rectangles: s
 def instructive(outcomes: Sequence[Outcome], count: int) -> list[tuple[int, str]]:
     """The samples that teach most [at most ``count``], by position in the run, and why each was chosen.
 
-    Taken in turn: on which the models' smallest distances differ most; which falls to the smallest change, model by
-    model; which is hardest for all; which is the clearest mistake without any attack; which is typical. Rows whose
-    output is not finite are left out, and a sample is chosen once.
+    Taken in turn: on which the models' smallest distances differ most; which falls to the smallest change though the
+    model is surer of it than of most, model by model; which is hardest for all; which is the clearest mistake without
+    any attack; which is typical. Rows whose output is not finite are left out, and a sample is chosen once.
     """
     chosen: dict[int, str] = {}
     turns = zip_longest(*(kind for kind in _kinds(outcomes)))
@@ -43,8 +46,8 @@ def _kinds(outcomes: Sequence[Outcome]) -> list[Iterator[tuple[int, str]]]:
     """For each way to teach, the samples that do it best, first, with the reason."""
     models, position = [o.model for o in outcomes], outcomes[0].position
     lead, fallen = np.stack([o.lead for o in outcomes]), np.stack([o.fallen for o in outcomes])  # [models, N]
-    usable = np.isfinite(lead).all(0)
-    right = usable & np.stack([o.correct for o in outcomes]).all(0)
+    usable = np.logical_and.reduce(np.isfinite(lead))
+    right = usable & np.logical_and.reduce([o.correct for o in outcomes])
     found = fallen[np.isfinite(fallen)]
     d = np.minimum(fallen, 2 * found.max() if len(found) else 1.0)  # what never fell is far away
 
@@ -58,7 +61,9 @@ def _kinds(outcomes: Sequence[Outcome]) -> list[Iterator[tuple[int, str]]]:
 
     def fools(k: int) -> Iterator[tuple[int, str]]:
         o = outcomes[k]
-        return least(d[k], usable & o.correct & (o.by >= 0), lambda _: f"the smallest change fools {o.model}")
+        seen = usable & o.correct
+        sure = seen & (o.by >= 0) & (o.lead >= (np.median(o.lead[seen]) if seen.any() else 0.0))
+        return least(d[k], sure, lambda _: f"{o.model} is surer than of most, and yet little change fools it")
 
     gap, middle = d.max(0) - d.min(0), np.median(d[:, right], axis=1) if right.any() else np.zeros(len(d))
     return [
@@ -90,6 +95,15 @@ class Lead(Score):
         return a - b
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings that an attack has given already: they stand with its results."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroGradientWarning)
+        yield
+
+
+@_quiet()
 def explain(
     model: Callable[..., Any],
     data: Data,
@@ -135,11 +149,16 @@ def explain(
     try:
         tensors["attribution"] = method.attribute(x, baseline, score)
         tensors["attribution_adversarial"] = method.attribute(adversarial, baseline, score)
-    except ModelError as e:  # a model without gradients has robustness, but no integrated gradients
+    except (ModelError, NonFiniteError) as e:  # no gradients, or NaN on the way: robustness is known all the same
+        tensors.pop("attribution", None)
         for note in notes:
             note["no_attribution"] = str(e)
     if spec.counterfactual:
-        tensors |= _counterfactuals(model, data, x, y, logits, spec, positions, notes)
+        try:
+            tensors |= _counterfactuals(model, data, x, y, logits, spec, positions, notes)
+        except (ModelError, NonFiniteError) as e:
+            for note in notes:
+                note["no_counterfactual"] = str(e)
     return Finished([], tensors, notes)
 
 

@@ -236,7 +236,8 @@ class Run:
         wide = max(len(m["name"]) for m in s["models"])
         for m in s["models"] if s["samples"] else []:
             robust = ", ".join(f"{r['value']:.1%} at {r['eps']:g}" for r in m["robust"])
-            lines.append(f"  {m['name']:{wide}}  clean {m['clean']['value']:.1%}; robust {robust}")
+            doubt = "; attacks gave warnings, see summary()" if m["warnings"] else ""
+            lines.append(f"  {m['name']:{wide}}  clean {m['clean']['value']:.1%}; robust {robust}{doubt}")
         return "\n".join(lines)
 
 

@@ -114,12 +114,14 @@ class Outcome:
     @property
     def correct(self) -> Bools:
         """Whether the model is right about the sample as it is [N]."""
-        return self.robust(0.0) | (self.by >= 0)
+        right: Bools = self.robust(0.0) | (self.by >= 0)
+        return right
 
     @property
     def flagged(self) -> Bools:
         """Whether its output for the sample is NaN or infinite [N]."""
-        return self.unclear == 0
+        bad: Bools = self.unclear == 0
+        return bad
 
     def robust(self, eps: float) -> Bools:
         """Whether the model is right and no adversarial example within ``eps`` is known [N]."""

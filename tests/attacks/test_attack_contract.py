@@ -1,5 +1,6 @@
 """The laws of every attack, in every norm: a new one is a line in the registry and meets them all."""
 
+import itertools
 import random
 from contextlib import nullcontext
 
@@ -138,7 +139,7 @@ def test_a_larger_budget_loses_nothing(case):
     x, y = examples(model, count=16)
     case = case.but(targets=None)
     fallen = [case(model, eps=r * BUDGET[case.norm]).run(x, y).success for r in (0.5, 1, 2, 4)]
-    for less, more in zip(fallen, fallen[1:], strict=False):
+    for less, more in itertools.pairwise(fallen):
         assert (less <= more).all()
     assert fallen[0].sum() < fallen[-1].sum()
 

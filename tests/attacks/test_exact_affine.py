@@ -34,8 +34,7 @@ def assert_minimal(found, truth, norm, over=0.01, slack=0.0):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("classes, dtype", [(5, torch.float32), (5, torch.float64), (2, torch.float64)], ids=str)
 def test_minimal_distances(norm, classes, dtype):
     model, x, y = problem(classes, dtype=dtype)
     targets = classes - 1 if classes > 2 else None

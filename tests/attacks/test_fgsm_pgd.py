@@ -27,7 +27,7 @@ def size(d, norm):
     return torch.linalg.vector_norm(d.flatten(1), SIZE[norm], 1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def case():
     model = mlp()
     return model, *examples(model, dtype=torch.float64)

@@ -8,7 +8,7 @@ from models import Bare, InPlaceCNN, Nested, Recurrent, Reused, TwoInputs, funct
 from torch import nn
 from torch.testing import assert_close
 
-from robustx.engine import Input, Layer
+from robustx.engine import Input, Layer, Neuron, Output, Probe
 
 B = 3
 
@@ -108,7 +108,7 @@ def test_in_place_layers_are_read_before_they_are_changed():
     m, x = InPlaceCNN(), rand(2, 4, 4)
     with torch.no_grad():
         conv = m.conv((x - 0.25) * 2)
-        normed = (conv - m.norm.running_mean[:, None, None]) / (1 + m.norm.eps) ** 0.5
+        normed = (conv + 0.5 - m.norm.running_mean[:, None, None]) / (1 + m.norm.eps) ** 0.5
 
         def read(layer, **where):
             return Layer(layer, **where).read(lambda t: m(*t), (x.clone(),))[0]
@@ -225,3 +225,21 @@ def test_threads_do_not_see_one_anothers_hooks(side):
     for t in threads:
         t.join(20)
     assert wrong == [False] * 3 and not hooks(m)
+
+
+def test_threads_ask_at_once():
+    """Each has a model's layer as its site, and a neuron of the same layer as its score."""
+    m, z, found = mlp(), rand(8), {}
+
+    def ask(k):
+        f = Probe(m, (z[:, :5],), Neuron(Layer(m[3]), k), Layer(m[1]))
+        found[k] = [f.grad(z + k)[1] for _ in range(20)]
+
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(20)
+    for k in range(3):
+        alone = Probe(m[2:4], (z + k,), Output(k)).grad(z + k)[1]
+        assert len(found[k]) == 20 and all(torch.equal(g, alone) for g in found[k])

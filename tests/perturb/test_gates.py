@@ -113,7 +113,9 @@ def test_a_constant_at_a_layer_is_no_constant_at_the_input():
     model, x = mlp(), rand(5)
     f = Probe(model, (x,), Output(0), Layer(model[2]))
     g = gated(f, elements(8), here(0.3))
-    assert_close(g.value(torch.ones(B, 8, dtype=torch.float64)), model[3:](torch.full((B, 8), 0.3).double())[:, 0].detach())
+    assert_close(
+        g.value(torch.ones(B, 8, dtype=torch.float64)), model[3:](torch.full((B, 8), 0.3).double())[:, 0].detach()
+    )
 
 
 def test_queries_are_counted_for_their_examples():

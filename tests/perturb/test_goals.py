@@ -32,7 +32,9 @@ def slope(goal, out, rows=None):
     return torch.autograd.grad(goal.pull(out, all_rows(len(out)) if rows is None else rows).sum(), out)[0]
 
 
-row = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]) | st.floats(-50, 50, allow_subnormal=False), min_size=2, max_size=6)
+row = st.lists(
+    st.sampled_from([-1.0, 0.0, 0.5, 1.0]) | st.floats(-50, 50, allow_subnormal=False), min_size=2, max_size=6
+)
 
 
 @given(row, st.integers(0, 5), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
@@ -251,8 +253,10 @@ def test_outputs_that_do_not_fit(goal, out, error, words):
 @pytest.mark.parametrize("wrong", [4, -1, 7])
 def test_labels_that_are_no_class(wrong):
     x, y = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, wrong, 2])
-    with pytest.raises(ValueError, match=rf"y must hold classes from 0 to 3.*4 outputs.*got {wrong} for example 2"):
-        Probe(linear(), (x,), Leave(y)).score.sum()
+    f = Probe(linear(), (x,), Leave(y))
+    for ask in (lambda: f.score, lambda: f.grad(x), lambda: f.jacobian(x, [Leave(y)])):
+        with pytest.raises(ValueError, match=rf"y must hold classes from 0 to 3.*4 outputs.*got {wrong} for example 2"):
+            ask()
 
 
 @pytest.mark.parametrize(

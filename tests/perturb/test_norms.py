@@ -116,7 +116,7 @@ def test_projection_is_inside_and_at_rest(name, boxed, n, d, dtype):
 @convex
 @shapes
 def test_moreau(name, n, d):
-    """z - p is a prox of the dual norm exactly if <p, z - p> = radius * dual(z - p): no other p in the ball does that."""
+    """A point p of the ball is the nearest exactly if <p, z - p> = radius * dual(z - p)."""
     norm, (z, radius, _) = NORMS[name], batch(n, d)
     rest = z - (p := norm.project(z, radius))
     assert_close((p * rest).sum(1), radius * norm.dual(rest))

@@ -6,8 +6,9 @@ import torch
 from oracles import most, nearest
 from torch.testing import assert_close
 
-from robustx.engine import Noise, Packing
+from robustx.engine import Noise, Packing, Probe
 from robustx.perturb import NORMS, Region
+from robustx.perturb.region import box, packed
 
 N, D = 24, 5
 BOXES = ["numbers", "features", "rows", "one-sided", "infinite"]
@@ -211,3 +212,66 @@ def test_settling_leaves_what_it_is_given():
     before = z.clone()
     r.settle(z, packing)
     assert torch.equal(z, before) and torch.equal(x[0], centre)
+
+
+# ---- the box, as its user gives it
+
+
+def two(names=None):
+    torch.manual_seed(0)
+    return Probe(lambda a, b: a.sum(1), (torch.rand(3, 2), torch.rand(3, 2, 2)), names=names)
+
+
+@pytest.mark.parametrize(
+    "high, expected",
+    [
+        (2, [[2.0]]),
+        ((2, 3), [[2, 2, 3, 3, 3, 3]] * 3),
+        ((torch.tensor([2.0, 3.0]), torch.tensor([[4.0], [5.0]])), [[2, 3, 4, 4, 5, 5]] * 3),
+        ([torch.tensor([[2.0], [3.0], [4.0]]), 5], [[2, 2, 5, 5, 5, 5], [3, 3, 5, 5, 5, 5], [4, 4, 5, 5, 5, 5]]),
+        ({"b": 3, "a": 2}, [[2, 2, 3, 3, 3, 3]] * 3),
+    ],
+    ids=str,
+)
+def test_bounds_in_every_form(high, expected):
+    f = two(("a", "b") if isinstance(high, dict) else None)
+    low, found = box(f, -torch.inf, high)
+    assert torch.equal(found, torch.tensor(expected)) and found.dtype == f.point.dtype
+    assert (low == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_bounds_are_numbers_of_the_inputs_dtype(dtype):
+    """Inputs at the bound are inside, though the bound itself is no number of their dtype."""
+    f = Probe(lambda x: x.sum(1), (torch.full((2, 3), 0.3, dtype=dtype),))
+    for high in (0.3, torch.tensor(0.3), torch.tensor([[0.3], [0.3]])):
+        assert (box(f, 0, high)[1].double() == float(torch.tensor(0.3, dtype=dtype))).all()
+
+
+@pytest.mark.parametrize(
+    "low, high, finite, words",
+    [
+        (1, 0, False, "bounds must be .lowest, highest., but somewhere the lowest is above the highest, or NaN"),
+        (0, float("nan"), False, "above the highest, or NaN"),
+        ((0, torch.tensor([[0.0], [2.0]])), 1.5, False, "bounds must be .lowest, highest."),
+        (0, torch.inf, True, r"bounds must be finite here .*; use bounds=\(0, 1\)"),
+        (0, 0.5, False, "x must lie inside the bounds, but example 0 spans .* to .*; scale the inputs"),
+        (
+            0,
+            (1, 1, 1),
+            False,
+            r"bounds of shape \[\(\), \(\), \(\)\] does not broadcast to the inputs \[\(3, 2\), \(3, 2, 2\)\]",
+        ),
+        (0, (torch.ones(3), 1), False, r"bounds of shape \[\(3,\), \(\)\] does not broadcast"),
+        (0, {"a": 1}, False, "bounds is for a, but the inputs are no dict"),
+    ],
+    ids=str,
+)
+def test_bounds_that_do_not_fit(low, high, finite, words):
+    with pytest.raises(ValueError, match=words):
+        box(two(), low, high, finite)
+
+
+def test_names_that_do_not_fit():
+    with pytest.raises(ValueError, match="mask is for a, c, but the inputs are a, b"):
+        packed({"a": 1, "c": 0}, two(("a", "b")), "mask")

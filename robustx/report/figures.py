@@ -1,0 +1,151 @@
+"""Figures of the report: matplotlib makes SVG, which takes its colours from the page around it.
+
+Colours are written as placeholders and then replaced by CSS variables, so that one picture serves light and dark.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..evaluation.statistics import CONFIDENCE, Outcome, curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{c: f"series-{i}" for i, c in enumerate(SERIES)}}
+
+MARKS = ("o", "s", "^", "D", "v", "P")
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 3)), (0, (3, 3)))
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "robustx",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def security_curves(outcomes: Sequence[Outcome], eps: Sequence[float], axis: str, searched: bool) -> str:
+    """Accuracy against budget, all models in one picture, as SVG.
+
+    Marks with intervals stand at the budgets of the run. The line between them follows every smallest distance that was
+    found, if one was ``searched`` for each sample; else it joins the marks.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure, (ax,) = _figure(4.2, 2.9, 1)
+        for k, o in enumerate(outcomes):
+            colour, n = SERIES[k % len(SERIES)], max(len(o), 1)
+            shares = curve(o, eps)
+            x, y = np.array([0.0, *eps]), np.array([100 * s.value for s in shares])
+            around = np.abs(np.array([[100 * s.low, 100 * s.high] for s in shares]).T - y)
+            shift = (k - (len(outcomes) - 1) / 2) * 0.006 * eps[-1]  # marks of two models do not hide each other
+            look = {"color": colour, "linewidth": 1.6, "linestyle": DASHES[k % len(DASHES)]}
+            if searched:
+                known = np.sort(o.fallen[o.correct & (o.fallen <= eps[-1])])
+                left = 100 * (o.correct.sum() - np.arange(len(known) + 1)) / n
+                ax.step([0, *known, eps[-1]], [left[0], *left[1:], left[-1]], where="post", **look)
+            else:
+                ax.plot(x, y, **look)
+            ax.errorbar(
+                x + shift,
+                y,
+                around,
+                fmt=MARKS[k % len(MARKS)],
+                markersize=4.5,
+                color=colour,
+                elinewidth=1,
+                capsize=2.5,
+                label=o.model,
+            )
+        ax.set(xlabel=axis, ylabel="accuracy, %", ylim=(-2, 102), xlim=(-0.015 * eps[-1], 1.02 * eps[-1]))
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        told = "; ".join(
+            f"{o.model}: "
+            + ", ".join(f"{100 * s.value:.0f}% at {e:g}" for e, s in zip([0, *eps], curve(o, eps), strict=True))
+            for o in outcomes
+        )
+        return _svg(figure, f"Accuracy against budget, with {CONFIDENCE:.0%} intervals. {told}.", "curve")
+
+
+def distance_histograms(outcomes: Sequence[Outcome], axis: str, cap: float) -> str:
+    """How many right answers fall at which smallest distance, one row per model, as SVG."""
+    import matplotlib
+
+    found = np.concatenate([o.fallen[o.correct & np.isfinite(o.fallen)] for o in outcomes])
+    top = float(found.max()) * 1.02 if len(found) else cap
+    whole = len(found) > 0 and bool((found == np.round(found)).all()) and top > 2  # counts of elements, in L0
+    edges = np.arange(0.5, top + 1) if whole and top <= 60 else np.linspace(0, top, 37)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(4.2, 0.7 + 0.95 * len(outcomes), len(outcomes))
+        told = []
+        for k, (ax, o) in enumerate(zip(axes, outcomes, strict=True)):
+            d = o.fallen[o.correct]
+            beyond = int(np.isinf(d).sum())
+            ax.hist(d[np.isfinite(d)], edges.tolist(), color=SERIES[k % len(SERIES)], alpha=0.8)
+            half = float(np.sort(d)[(len(d) + 1) // 2 - 1]) if len(d) else np.nan
+            if np.isfinite(half):
+                ax.axvline(half, color=INK, linewidth=1.4)
+            middle = f"median {half:.3g}" if np.isfinite(half) else "median not reached"
+            none = f", none found for {beyond} of {len(d)}" if beyond else ""
+            ax.set_title(f"{o.model}: {middle}{none}", loc="left", pad=3)
+            ax.set(ylabel="samples", xlim=(0, edges[-1]))
+            ax.locator_params(axis="y", nbins=3, integer=True)
+            told.append(f"{o.model}: {middle}{none}")
+        axes[-1].set_xlabel(axis)
+        return _svg(figure, f"Histogram of smallest adversarial distances. {'; '.join(told)}.", "distances")
+
+
+def _figure(width: float, height: float, rows: int) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure  # no pyplot: it keeps figures, and state, for the whole process
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
+    return figure, list(axes[:, 0])
+
+
+def _svg(figure: "Figure", alt: str, name: str) -> str:
+    """The figure as an SVG element for a page: its colours are the page's, its ids its own, and it has words."""
+    from markupsafe import escape
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", text)
+    text = re.sub(
+        r"font-family:[^;\"]+;?|font: ([\d.]+px)[^;\"]*", lambda m: f"font-size: {m[1]}" if m[1] else "", text
+    )
+    for placeholder, variable in VARIABLES.items():
+        text = text.replace(placeholder, f"var(--{variable})")
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}" class="figure">'
+    return re.sub(r"^<svg[^>]*>", lambda _: head, text)

@@ -1,0 +1,160 @@
+"""Words: numbers and settings of a run as people say them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..evaluation.spec import AttackSpec
+
+ELEMENTS = {"image": "pixel", "table": "column", "other": "input"}
+SAMPLES = {"image": "images", "table": "rows", "other": "samples"}
+
+LOSSES = {"ce": "cross-entropy", "margin": "margin", "dlr": "ratio of logit differences"}
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.533 as 53.3%."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, and a true minus sign."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    text = f"{value:.{digits}g}"
+    if "e" in text and abs(value) < 10**9:
+        text = f"{value:.0f}" if abs(value) >= 1 else text
+    return text.replace("-", "−")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, plus too."""
+    return f"+{number(value, digits)}" if value > 0 else number(value, digits)
+
+
+def probability(p: float) -> str:
+    """A p-value, without false precision."""
+    return "below 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def budget(eps: float, norm: str, kind: str) -> str:
+    """What a budget lets an attacker do."""
+    e, element = number(eps), ELEMENTS[kind]
+    return {
+        "Linf": f"change every {element} by up to {e}{' of its range' if kind == 'table' else ''}",
+        "L2": f"make changes of Euclidean length up to {e}",
+        "L1": f"make changes that add up to {e}",
+        "L0": f"change up to {e} {element}{'' if eps == 1 else 's'} at will",
+    }[norm]
+
+
+def size(distance: float, norm: str, kind: str) -> str:
+    """How large one change is."""
+    d, element = number(distance), ELEMENTS[kind]
+    return {
+        "Linf": f"no {element} changed by more than {d}{' of its range' if kind == 'table' else ''}",
+        "L2": f"a change of Euclidean length {d}",
+        "L1": f"changes that add up to {d}",
+        "L0": f"{d} {element}{'' if distance == 1 else 's'} changed",
+    }[norm]
+
+
+def axis(norm: str, kind: str) -> str:
+    """What a budget is measured in, for the axis of a figure."""
+    return f"L0: changed {ELEMENTS[kind]}s" if norm == "L0" else f"{norm}, in input units"
+
+
+def per(norm: str, kind: str, step: float) -> str:
+    """For each so much change."""
+    return f"per changed {ELEMENTS[kind]}" if norm == "L0" else f"per {number(step)} of change"
+
+
+def scale(norm: str, kind: str, bounds: Sequence[float | None]) -> str:
+    """What a change of one tenth, say, is a tenth of."""
+    low, high = bounds
+    if low is None or high is None:
+        return "Changes are measured in the units of the model's inputs."
+    span = f"from {number(low)} to {number(high)}"
+    if norm == "L0":
+        return f"A changed value may be anything {span}."
+    if kind == "image":
+        tenth = number((high - low) / 10)
+        return f"Pixel values run {span} (black to white), so {tenth} is a tenth of the way from black to white."
+    if kind == "table":
+        return f"Each column runs {span}, which stands for its least and greatest known value."
+    return f"Inputs run {span}."
+
+
+def attack_words(attack: AttackSpec) -> str:
+    """What an attack does, in a few words."""
+    o = attack.options
+    loss = o.get("loss_func") or "ce"
+    loss = LOSSES.get(loss, loss)
+    targets = o.get("targets")
+    towards = f", towards each of the {targets} likeliest other classes" if targets else ""
+    steps, restarts = o.get("steps", 40), o.get("restarts", 1)
+    if attack.name.lower() == "fgsm":
+        return f"one step along the gradient of the {loss}"
+    if attack.name.lower() == "pgd":
+        starts = f", {restarts} starts" if restarts > 1 else ""
+        return f"{steps} gradient steps on the {loss}{towards}{starts}"
+    if attack.name.lower() == "bisection":
+        return (
+            f"the nearest adversarial example: budget halved {o.get('rounds', 12)} times, {steps} steps each{towards}"
+        )
+    return ", ".join(f"{k} {v}" for k, v in o.items())
+
+
+def listed(items: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def verdict(summary: Mapping[str, Any], kind: str) -> list[tuple[str, str]]:
+    """What was found for each model, and how two compare: whom a sentence is about, and how it goes on.
+
+    The accuracy quoted is that at the middle one of the budgets, whatever it shows.
+    """
+    norm, several, models = summary["norm"], SAMPLES[kind], summary["models"]
+    quoted = len(models[0]["robust"]) // 2
+    told = []
+    for m in models:
+        clean, robust, d = m["clean"], m["robust"][quoted], m["distances"]
+        text = (
+            f"is right about {percent(clean['value'])} of the {summary['samples']} {several}. An attacker who may "
+            f"{budget(robust['eps'], norm, kind)} leaves {percent(robust['value'])} right (95% interval "
+            f"{percent(robust['low'])} to {percent(robust['high'])})."
+        )
+        half = d["quartiles"][1]
+        if half is not None:
+            text += f" Half of its right answers fall with {size(half, norm, kind)}."
+        elif d["largest_tried"] and d["total"]:
+            text += f" More than half of its right answers withstood all changes up to {number(d['largest_tried'])}."
+        if m["warnings"]:
+            text += " Attacks on it gave warnings, so it may be weaker than it looks."
+        told.append((m["name"], text))
+    if len(models) == 2:
+        told += [
+            _compared(c, several, {m["name"] for m in models if m["warnings"]})
+            for c in summary["comparisons"]
+            if c["eps"] == models[0]["robust"][quoted]["eps"]
+        ]
+    return told
+
+
+def _compared(c: Mapping[str, Any], several: str, doubtful: set[str]) -> tuple[str, str]:
+    a, b, p = c["first_only"], c["second_only"], c["p_value"]
+    if p >= 0.05:
+        return c["first"], (
+            f"and {c['second']} are not told apart by these {several} at that budget: {c['first']} alone withstands on "
+            f"{a}, {c['second']} alone on {b} (exact McNemar test, p = {probability(p)})."
+        )
+    more, less = (c["first"], c["second"]) if a > b else (c["second"], c["first"])
+    claim = "looks more robust, but the attacks on it failed in part" if more in doubtful else "is the more robust one"
+    return more, (
+        f"{claim}: at that budget it withstands on {max(a, b)} {several} where {less} does not, and "
+        f"{less} on {min(a, b) or 'none'} where {more} does not (exact McNemar test, p "
+        f"{'' if p < 1e-4 else '= '}{probability(p)})."
+    )

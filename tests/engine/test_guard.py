@@ -1,0 +1,277 @@
+"""No trace: the model, its gradients, flags, buffers and hooks, and the random state are as they were.
+
+Asked of every public method: a new attribution or attack is found by its class or its name, and meets these laws.
+"""
+
+import functools
+import inspect
+import random
+
+import numpy as np
+import pytest
+import torch
+from models import Busy
+from torch import nn
+from torch.testing import assert_close
+
+import robustx.attribution
+from robustx.attacks import ATTACKS, FGSM, MinParamPerturbation, make
+from robustx.attribution import Attribution
+from robustx.counterfactual import Guided
+from robustx.engine import ModelError, untouched
+
+QUICK = {"pgd": {"steps": 2, "restarts": 2}, "bisection": {"steps": 2, "rounds": 2}}  # others run as they are
+
+
+def attributed(cls, delta=False):
+    """Calls an attribution with what its signature asks for."""
+
+    def way(model, x):
+        at = [model.first] if "layer" in inspect.signature(cls).parameters else []
+        bound = cls(model, *at)
+        what = {"neuron_selector": 1} if "neuron_selector" in inspect.signature(bound.attribute).parameters else {}
+        a = bound.attribute(x, **(what or {"target": 1}))
+        return bound.compute_convergence_delta(a, torch.zeros_like(x), x, target=1) if delta else a
+
+    return way
+
+
+def attacked(name):
+    return lambda model, x: (
+        make(name, model, bounds=(-9, 9), norm="L2", eps=0.5, **QUICK.get(name, {})).run(x).adversarial
+    )
+
+
+def searched(model, x):
+    attack = FGSM(model).perturb
+    return MinParamPerturbation(model, attack, "epsilon", 0.0, 4.0, 0.5, "binary").evaluate(
+        x, target=torch.tensor([0, 1])
+    )[0]
+
+
+CLASSES = [c for c in vars(robustx.attribution).values() if inspect.isclass(c) and issubclass(c, Attribution)]
+WAYS = {c.__name__: attributed(c) for c in CLASSES if not inspect.isabstract(c)}
+WAYS |= {f"{n}, delta": attributed(getattr(robustx.attribution, n), True) for n in ("IntegratedGradients",)}
+WAYS |= {f"{name}.run": attacked(name) for name in ATTACKS}
+WAYS |= {
+    "fgsm.perturb": lambda model, x: make("fgsm", model).perturb(x, 0.3, torch.tensor([0, 1])),
+    "pgd.perturb": lambda model, x: make("pgd", model).perturb(x, 0.3, 0.1, 3, torch.tensor([0, 1]), random_start=True),
+    "MinParamPerturbation": searched,
+    "Guided": lambda model, x: Guided(model, bounds=(-9, 9)).generate(x).counterfactual,
+}
+every = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+def busy(fails=None):
+    """A model in a state that is easily disturbed, and two examples."""
+    torch.manual_seed(0)
+    model = Busy(fails)
+    model.first.weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    model.norm.train().eval()
+    model.head.train()  # harmless, and not to be tidied up
+    model.act.register_forward_hook(lambda *_: None)
+    return model, torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+
+
+def state(model, x):
+    """Everything that must not change, as one comparable list."""
+    listed = [("x", x.tolist(), x.requires_grad, x.grad is None)]
+    listed += [(n, b is None or (id(b), b.tolist())) for n, b in model.named_buffers()]
+    listed += [
+        (n, id(p), p.tolist(), p.requires_grad, p.grad is None or p.grad.tolist()) for n, p in model.named_parameters()
+    ]
+    for n, m in model.named_modules():
+        hooked = [list(v) for k, v in vars(m).items() if k.endswith("_hooks")]
+        listed.append((n, type(m), m.training, hooked, list(m._buffers), list(m._modules)))
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
+    return [*listed, *modes, random.getstate(), np.random.get_state()[1:3], torch.get_rng_state().tolist()]
+
+
+def assert_same(before, after):
+    for b, a in zip(before, after, strict=True):
+        assert str(b) == str(a)
+
+
+@every
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_nothing_is_left_behind(way, mode):
+    model, x = busy()
+    with mode():
+        before = state(model, x)
+        found = way(model, x)
+        assert_same(before, state(model, x))
+    assert model.passes > 0 and not found.requires_grad and not found.is_inference()
+    again = way(*busy())
+    assert_close(found, again, atol=0, rtol=0)  # and the mode made no difference
+
+
+@every
+def test_nothing_is_left_behind_by_a_failure_in_any_pass(way):
+    model, x = busy()
+    way(model, x)
+    for n in range(1, min(model.passes, 12) + 1):
+        model, x = busy(fails=n)
+        before = state(model, x)
+        with pytest.raises(ModelError, match="the model breaks down"):
+            way(model, x)
+        assert_same(before, state(model, x))
+
+
+@every
+def test_inputs_of_inference_mode_are_let_in(way):
+    model, x = busy()
+    expected = way(model, x)
+    with torch.inference_mode():
+        x = x.detach().clone()
+        assert_close(way(model, x), expected, atol=0, rtol=0)
+    assert_close(way(model, x), expected, atol=0, rtol=0)
+
+
+@every
+def test_train_mode_is_refused_before_anything_happens(way):
+    model, x = busy()
+    model.train()
+    before = state(model, x)
+    with pytest.raises(ValueError, match=r"model is in train mode: BatchNorm1d 'norm'.*call model.eval\(\) first"):
+        way(model, x)
+    assert_same(before, state(model, x))
+
+
+# ---- which modules are refused
+
+
+def refused(model):
+    try:
+        with untouched(model):
+            return None
+    except ValueError as e:
+        return str(e)
+
+
+SEES = "rows of a batch would see one another; call model.eval"
+RANDOM = "results would be random; call model.eval"
+
+
+@pytest.mark.parametrize(
+    "module, words",
+    [
+        (nn.BatchNorm2d(2), SEES),
+        (nn.SyncBatchNorm(2), SEES),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(2, affine=False)), "BatchNorm1d '1' is training"),
+        (nn.Dropout(0.1), RANDOM),
+        (nn.Sequential(nn.Sequential(nn.AlphaDropout(0.1))), "AlphaDropout '0.0' is training"),
+        (nn.Dropout2d(0.5), RANDOM),
+        (nn.RReLU(), RANDOM),
+        (nn.LSTM(2, 2, 2, dropout=0.3), RANDOM),
+        (nn.MultiheadAttention(2, 1, dropout=0.3), RANDOM),
+        (nn.TransformerEncoderLayer(4, 1, 4), RANDOM),
+        (nn.BatchNorm1d(2, track_running_stats=False).eval(), "keeps no running statistics"),
+        (nn.Dropout(0.0), None),
+        (nn.LSTM(2, 2, 2), None),
+        (nn.MultiheadAttention(2, 1), None),
+        (nn.InstanceNorm2d(2, track_running_stats=True), None),
+        (nn.LayerNorm(2), None),
+        (nn.GroupNorm(1, 2), None),
+        (nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout(0.5).eval(), nn.ReLU()), None),
+        (nn.BatchNorm1d(2).eval(), None),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_modules_that_mix_rows_or_draw_at_random(module, words):
+    told = refused(module)
+    assert told is None if words is None else words in told
+
+
+def closure(model):
+    return lambda x: model(x).softmax(1)
+
+
+def outer(model):
+    inner = closure(model)
+    return lambda x: inner(x)
+
+
+def default(model):
+    return lambda x, m=model: m(x)
+
+
+def keyword(model):
+    def call(x, *, m=model):
+        return m(x)
+
+    return call
+
+
+def ensemble(model):
+    models = [model, model]
+    return lambda x: sum(m(x) for m in models) / 2
+
+
+def by_name(model):
+    models = {"only": model}
+    return lambda x: models["only"](x)
+
+
+class Holder:
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x):
+        return self.model(x)
+
+    def predict(self, x):
+        return self.model(x)
+
+
+CALLABLES = {
+    "module": lambda m: m,
+    "forward": lambda m: m.forward,
+    "closure": closure,
+    "closure of a closure": outer,
+    "default": default,
+    "keyword default": keyword,
+    "partial": lambda m: functools.partial(m),
+    "partial of a function": lambda m: functools.partial(lambda model, x: model(x), m),
+    "partial by keyword": lambda m: functools.partial(lambda x, model: model(x), model=m),
+    "list": ensemble,
+    "dict": by_name,
+    "object": Holder,
+    "method": lambda m: Holder(m).predict,
+    "closure of an object": lambda m: closure(Holder(m)),
+}
+
+
+@pytest.mark.parametrize("wrap", CALLABLES.values(), ids=CALLABLES)
+def test_models_are_found_in_what_calls_them(wrap):
+    model, x = busy()
+    call = wrap(model)
+    before = state(model, x)
+    with untouched(call):
+        call(x)
+        assert model.in_place == model.replaced == model.behind
+        assert model.replaced > 0
+    assert_same(before, state(model, x))
+    model.train()
+    assert "BatchNorm1d" in refused(call)
+
+
+def test_callables_without_a_model():
+    for call in (torch.relu, len, lambda x: x, functools.partial(torch.sum, dim=1), np.sin, nn.ReLU):
+        assert refused(call) is None
+
+
+def test_what_is_not_changed_is_not_written():
+    """Writing a buffer, even with its own value, would invalidate a graph that its user still holds."""
+    model, x = busy()
+    pending = (model.norm.running_mean * x.sum()).sum()
+    with untouched(model):
+        model(x)
+    pending.backward()
+
+
+def test_an_exception_passes_through():
+    for error in (KeyError("k"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as told, untouched(nn.ReLU()):
+            raise error
+        assert told.value is error

@@ -1,0 +1,82 @@
+"""The examples run, as a reader would run them, with their defaults cut short and with a model of one's own."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[1]
+
+OWN = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+
+def test():
+    x = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    return x, net()(x).argmax(1)
+"""
+
+RUNS = {  # name: arguments, what is printed, what is written
+    "generate_adversarial": (["--limit", "8"], "right before: 8 of 8", "adversarial/adversarial.png"),
+    "find_counterfactual": ([], "radius error", None),
+    "explain_prediction": (["--steps", "50"], "attributions add up to", "explanation/explanation.png"),
+    "evaluate_robustness": (
+        ["--limit", "8", "--steps", "3", "--eps", "0.1"],
+        "still right",
+        "runs/example/report.html",
+    ),
+}
+MINE = ["--model", "mine:net", "--data", "mine:test"]
+MORE = [
+    ("generate_adversarial", [*MINE, "--eps", "0.3"], "becomes", "adversarial/adversarial.png"),
+    ("find_counterfactual", [*MINE, "--row", "0"], "becomes", "counterfactual/counterfactual.png"),
+    ("find_counterfactual", ["--model", "digits"], "6 becomes", "counterfactual/counterfactual.png"),
+    ("find_counterfactual", ["--keep", "radius error"], "becomes malignant", None),
+    ("explain_prediction", [*MINE, "--row", "0"], "integrated", "explanation/explanation.png"),
+    ("explain_prediction", ["--model", "breast-cancer"], "worst", None),
+    ("evaluate_robustness", [*MINE, "--steps", "3", "--eps", "0.1"], "mine:net", "runs/example/report.html"),
+]
+
+
+@pytest.mark.parametrize("name, run", RUNS.items(), ids=RUNS)
+def test_an_example_runs(name, run, tmp_path):
+    arguments, printed, written = run
+    done = subprocess.run(
+        [sys.executable, str(HERE / "examples" / f"{name}.py"), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+    if written:
+        assert (tmp_path / written).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name, arguments, printed, written", MORE)
+def test_an_example_takes_other_models(name, arguments, printed, written, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(HERE / "examples" / f"{name}.py"), run_name="__main__")
+    sys.modules.pop("mine", None)
+    assert printed in capsys.readouterr().out
+    if written:
+        assert (tmp_path / written).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_an_example_says_how_it_is_run(path):
+    assert f"python examples/{path.name}" in path.read_text()
