@@ -291,7 +291,8 @@ def warn_if_flat(g: Tensor) -> None:
     if flat:
         warnings.warn(
             f"the gradient is exactly zero for {flat} of {len(g)} examples: their loss is saturated or the model "
-            "rounds, which hides weaknesses rather than removing them; try loss_func='margin' or an attack without gradients",
+            "rounds, which hides weaknesses rather than removing them; try loss_func='margin' or an attack without "
+            "gradients",
             ZeroGradientWarning,
             stacklevel=2,
         )

@@ -113,6 +113,10 @@ class AtLayer(Attribution):
         self, forward_func: Callable[..., Any], layer: nn.Module | Layer, device_ids: list[int] | None = None
     ) -> None:
         Attribution.__init__(self, forward_func)
+        if not isinstance(layer, Layer | nn.Module):
+            raise TypeError(
+                f"layer must be a module of the model, such as model.conv1, or a Layer of it, got {layer!r}"
+            )
         self.layer = layer if isinstance(layer, Layer) else Layer(layer)
 
     def _site(self) -> Site:

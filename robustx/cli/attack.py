@@ -31,7 +31,7 @@ def run(asked: Namespace) -> int:
     attack = _attack(asked, s)
     y = s.data.y
     if asked.target is not None:
-        y = torch.full_like(y, class_of(asked.target, s.data.classes))
+        y = torch.full_like(y, class_of(asked.target, s.data.classes, s.answers(s.data.x[:1]).shape[1]))
     parts: list[AttackResult] = []
     started, stopped = time.perf_counter(), False
     try:
@@ -63,6 +63,9 @@ def run(asked: Namespace) -> int:
 
 def _attack(asked: Namespace, s: Subject) -> Attack:
     norm = str(norm_of(asked.norm))
+    eps = EPS[norm] if asked.eps is None else asked.eps
+    if 0 < eps < norm_of(norm).unit:
+        raise ValueError(f"--eps counts elements in {norm} and must be 0 or at least 1, got {eps:g}")
     options: dict[str, Any] = {k: getattr(asked, k) for k in ("steps", "restarts") if getattr(asked, k) is not None}
     options |= dict(asked.options)
     kind = attacks.ATTACKS.get(asked.attack.lower())
@@ -75,7 +78,7 @@ def _attack(asked: Namespace, s: Subject) -> Attack:
         "loss_func": asked.loss,
         "bounds": s.data.bounds,
         "norm": norm,
-        "eps": EPS[norm] if asked.eps is None else asked.eps,
+        "eps": eps,
         "seed": asked.seed,
     }
     for name in options.keys() & {*fixed, "batch_size"}:
@@ -99,7 +102,7 @@ def _samples(s: Subject, r: AttackResult, target: int | None) -> list[dict[str, 
     there = before != s.data.y if target is None else before == target
     d = finest(r.adversarial.flatten(1)) - finest(s.data.x.flatten(1))
     sizes = {name: norm.size(d).tolist() for name, norm in NORMS.items()}
-    names = s.data.classes
+    names, already = s.data.classes, "wrong before" if target is None else "there before"
     return [
         {
             "row": i,
@@ -107,7 +110,7 @@ def _samples(s: Subject, r: AttackResult, target: int | None) -> list[dict[str, 
             "label": called(names, int(s.data.y[i])),
             "before": called(names, int(before[i])),
             "after": called(names, int(after[i])),
-            "state": "there before" if there[i] else "fooled" if r.success[i] else "stands",
+            "state": already if there[i] else "fooled" if r.success[i] else "stands",
             "margin": float(r.margin[i]),
             **{name: size[i] for name, size in sizes.items()},
             "forwards": int(r.forwards[i]),
@@ -135,7 +138,7 @@ def _totals(
         | dict(asked.options),
         "target": asked.target,
         "samples": n,
-        "there_before": state.count("there before"),
+        "already": n - state.count("fooled") - state.count("stands"),
         "fooled": state.count("fooled"),
         "stand": state.count("stands"),
         "low": interval.low,
@@ -148,8 +151,9 @@ def _totals(
 
 
 def _told(t: dict[str, Any], samples: list[dict[str, Any]]) -> str:
-    n, right = t["samples"], t["samples"] - t["there_before"]
-    what = f"{t['attack']} on {t['model']}, {n} samples of {t['data']}{' ' + t['split'] if t['split'] else ''}"
+    n, right = t["samples"], t["samples"] - t["already"]
+    split = f" {t['split']}" if t["split"] else ""
+    what = f"{t['attack']} on {t['model']}, {n} sample{'s'[: n != 1]} of {t['data']}{split}"
     goal = "" if t["target"] is None else f", towards class {t['target']}"
     between = f"95% interval {t['low']:.1%} to {t['high']:.1%}"
     near = "" if t["median_distance"] is None else f", median {t['norm']} distance {t['median_distance']:.4g}"
@@ -197,8 +201,8 @@ def _write(
 def _sheet(file: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]], totals: dict[str, Any]) -> None:
     from .pictures import TIGHT, contact_sheet
 
-    order = {"fooled": 0, "stands": 1, "there before": 2}
-    chosen = sorted(range(len(samples)), key=lambda i: order[samples[i]["state"]])
+    order = {"fooled": 0, "stands": 1}
+    chosen = sorted(range(len(samples)), key=lambda i: order.get(samples[i]["state"], 2))
     found = [samples[i]["state"] == "fooled" for i in chosen]
     told = [f"{samples[i]['before']} → {samples[i]['after']}" for i in chosen]
     captions = [

@@ -28,7 +28,7 @@ def run(asked: Namespace) -> int:
     one = sample(s.data, asked.row)
     scores = s.answers(one.x)[0]
     answer = int(scores.argmax())
-    target = None if asked.target is None else class_of(asked.target, one.classes)
+    target = None if asked.target is None else class_of(asked.target, one.classes, len(scores))
     if target == answer:
         raise ValueError(f"--target {asked.target!r} is the answer for row {asked.row} already; name another class")
     mask, names = _features(one, asked.segments)

@@ -28,7 +28,7 @@ def run(asked: Namespace) -> int:
     s = subject(asked)
     one = sample(s.data, asked.row)
     scores = s.answers(one.x)[0]
-    target = int(scores.argmax()) if asked.target is None else class_of(asked.target, s.data.classes)
+    target = int(scores.argmax()) if asked.target is None else class_of(asked.target, s.data.classes, len(scores))
     method = _method(asked)
     base = s.data.x.mean(0, keepdim=True) if asked.baseline == "mean" else torch.full_like(one.x, asked.baseline)
     if asked.segments and one.kind != "image":
@@ -154,7 +154,8 @@ def _write(
     from .pictures import TIGHT, image_attribution, ranked_bars
 
     if one.kind == "image":
-        figure = image_attribution(one.x[0], a[0], one.bounds, title, METHODS[r["method"]], mask)
+        here = a[0].sum(0) if mask is None else a[0, 0]  # each channel shows what its whole superpixel did
+        figure = image_attribution(one.x[0], here, one.bounds, title, METHODS[r["method"]], mask)
     elif one.kind == "table":
         top = parts[:15]
         names = [f"{p['part']} = {p['value']:.4g} {p['unit']}".strip() for p in top]

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,24 +53,16 @@ def subjects(asked: Namespace, names: Sequence[str]) -> list[Subject]:
     bounds = None if asked.bounds is None else (asked.bounds[0], asked.bounds[1])
     found: list[Subject] = []
     for name in names:
-        source = found[0].data if found else asked.data or _data_of(asked.name) or _data_of(name)
+        source: Any = found[0].data if found else asked.data or _data_of(asked.name) or _data_of(name)
         if source is None:
             raise ValueError(f"{name!r} brings no data of its own; give some with --data, such as --data digits")
-        if isinstance(source, str):
-            entry = zoo.load(
-                _with_weights(name, asked.weights),
-                source,
-                split=asked.split,
-                root=asked.root,
-                limit=asked.limit,
-                bounds=bounds,
-            )
-            model, data = entry.model, _moved(entry.data, device)
-        else:
-            model, data = zoo.model(name), source
+        options = {} if found else {"split": asked.split, "root": asked.root, "limit": asked.limit, "bounds": bounds}
+        with torch.random.fork_rng(devices=[]):  # random weights are the same every time
+            torch.manual_seed(0)
+            model, data = zoo.load(_with_weights(name, asked.weights), source, **options)
         if asked.weights and ":" not in name:
             load_weights(model, asked.weights)
-        found.append(Subject(name, model.to(device), data))
+        found.append(Subject(name, model.to(device), data if found else _moved(data, device)))
     if not len(found[0].data):
         raise ValueError(f"the data {found[0].data.name!r} hold no samples; there is nothing to do")
     _threads(asked.threads, [s.model for s in found])
@@ -83,16 +76,17 @@ def sample(data: Data, row: int) -> Data:
     return data[row]
 
 
-def class_of(name: str, classes: Sequence[str]) -> int:
-    """A class by its name or its number. Raises ValueError where there is none."""
+def class_of(name: str, classes: Sequence[str], count: int) -> int:
+    """A class by its name or its number, of the model's `count`. Raises ValueError where there is none."""
     if name in classes:
         return list(classes).index(name)
-    if name.isdecimal() and int(name) < len(classes):
+    if name.isdecimal() and int(name) < count:
         return int(name)
     known = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
-    raise ValueError(
-        f"--target must be a class{'' if name.isdecimal() else near(name, classes)}, got {name!r}; there are {known}"
-    )
+    if count > len(classes):
+        known += f" and numbers to {count - 1}"
+    hint = "" if name.isdecimal() else near(name, classes)
+    raise ValueError(f"--target must be a class{hint}, got {name!r}; there are {known}")
 
 
 def called(classes: Sequence[str], number: int) -> str:

@@ -52,8 +52,7 @@ def contact_sheet(
 def image_attribution(
     x: Tensor, a: Tensor, bounds: Bounds, title: str, label: str, mask: Tensor | None = None
 ) -> Figure:
-    """An image [C, H, W], its attribution [C, H, W], and one laid over the other; `mask` draws its outlines."""
-    a = a.sum(0)
+    """An image [C, H, W], its attribution [H, W], and one laid over the other; `mask` draws its outlines."""
     figure = Figure(figsize=(9.2, 3.4), dpi=110, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     most = float(a.abs().max()) or 1.0

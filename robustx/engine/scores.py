@@ -161,7 +161,7 @@ class Neuron(Score):
         try:
             units: Tensor = here[(slice(None), *i)]
             return flat(units).sum(1)
-        except IndexError as e:
+        except (IndexError, TypeError) as e:
             raise TargetError(f"neuron_selector {self.selector!r} does not fit {tuple(here.shape[1:])}: {e}") from None
 
 

@@ -97,8 +97,8 @@ def attack_block(model: Callable[..., Any], block: Block, attack: AttackSpec, sp
     bound = attack.bind(model, bounds=block.bounds, norm=spec.norm, seed=spec.seed)
     done = Finished([], {"adversarial": block.x[:0], "position": fallen[:0].long(), "eps": fallen[:0]})
     if attack.minimal:
-        cap = torch.as_tensor(float(attack.options.get("eps", spec.cap)))
-        trials = [(torch.arange(len(fallen)), fallen.clamp(max=cap.item()))]
+        cap = float(attack.options.get("eps", spec.cap))
+        trials = [(torch.arange(len(fallen)), fallen.clamp(max=cap))]
     else:
         trials = [(torch.arange(len(fallen)), torch.full_like(fallen, e)) for e in spec.eps]
     fallen = fallen.clone()

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -33,12 +32,16 @@ def instructive(outcomes: Sequence[Outcome], count: int) -> list[tuple[int, str]
     any attack; which is typical. Rows whose output is not finite are left out, and a sample is chosen once.
     """
     chosen: dict[int, str] = {}
-    turns = zip_longest(*(kind for kind in _kinds(outcomes)))
-    for position, why in (pick for turn in turns for pick in turn if pick is not None):
-        if len(chosen) >= count:
-            break
-        if position not in chosen:
-            chosen[position] = why
+    kinds = _kinds(outcomes)
+    while kinds:
+        for kind in kinds[:]:
+            pick = next((p for p in kind if p[0] not in chosen), None)
+            if pick is None:
+                kinds.remove(kind)
+            elif len(chosen) < count:
+                chosen[pick[0]] = pick[1]
+            else:
+                return list(chosen.items())
     return list(chosen.items())
 
 

@@ -287,7 +287,7 @@ def write(path: Path, content: bytes) -> None:
 def slug(name: str) -> str:
     """A name as a folder's name: what any file system takes, and different for different names."""
     plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:40]
-    return plain if plain == name else f"{plain or 'x'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return plain if plain and plain == name else f"{plain or 'x'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _open(path: Path) -> sqlite3.Connection:

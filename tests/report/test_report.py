@@ -1,0 +1,248 @@
+"""The report: one file that asks nothing of a network, shows what is stored, and trusts no name."""
+
+import re
+import shutil
+import sqlite3
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from robustx import report, zoo
+from robustx.evaluation import AttackSpec, Run, Spec, evaluate
+from robustx.report import pictures, words
+
+ATTACKS = (AttackSpec("fgsm"), AttackSpec("bisection", {"steps": 3, "rounds": 3}))
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    models = {n: zoo.model(n) for n in ("digits", "digits-robust")}
+    spec = Spec(models=tuple(models), data="digits", eps=(0.1, 0.2), attacks=ATTACKS, block_size=8, explain=4)
+    return evaluate(models, zoo.data("digits", limit=16), spec, tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    model, data = zoo.load("breast-cancer", limit=16)
+    spec = Spec(models=("m",), data="breast-cancer", eps=(0.05, 0.1), attacks=ATTACKS, explain=3)
+    return evaluate({"m": model}, data, spec, tmp_path_factory.mktemp("table"))
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory):
+    """Names that are markup, many classes, no shape that anything is known of, rows that give NaN."""
+    x = torch.rand(9, 2, 3)
+    x[3, 0, 0] = 0.95
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 20))
+
+    def model(x):
+        return torch.where(x[:, 0, :1] > 0.9, torch.nan, net(x))
+
+    data = zoo.as_data((x, net(x).argmax(1)), EVIL, classes=[f"{EVIL}&{i}" for i in range(20)])
+    spec = Spec(models=(EVIL,), data=EVIL, norm="L2", eps=(0.5,), attacks=ATTACKS[:1], explain=2)
+    return evaluate({EVIL: model}, data, spec, tmp_path_factory.mktemp("strange"))
+
+
+class Page(HTMLParser):
+    """What stands in a page; fails where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def words(self):
+        return re.sub(r"\s+", " ", self.text)
+
+
+@pytest.fixture(params=["digits", "table", "strange"])
+def run(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_a_page_is_whole_and_needs_nothing(run):
+    text = report.render(run)
+    page = Page(text)
+    assert text.startswith("<!doctype html>") and page.all("html") == [{"lang": "en"}]
+    addresses = re.findall(r"https?://[^\s\"'<>]+|//[a-z]+\.[a-z]+", re.sub(r'xmlns(:xlink)?="[^"]+"', "", text))
+    assert addresses == []
+    for _, attrs in page.tags:
+        for key in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
+            assert (attrs.get(key) or "#").startswith(("#", "data:image/png;base64,"))
+        assert not any(k.startswith("on") for k in attrs)
+    assert not {"script", "iframe", "object", "link", "form"} & {tag for tag, _ in page.tags}
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy and "script-src" not in policy
+    assert any(a.get("name") == "viewport" for a in page.all("meta"))
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_pictures_have_words_and_ids_are_unique(run):
+    page = Page(report.render(run))
+    assert all(a.get("aria-label") for a in page.all("svg")) and all(a.get("role") == "img" for a in page.all("svg"))
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    wanted = [a["href"][1:] for a in page.all("a")]
+    assert set(wanted) <= set(ids)
+    used = re.findall(r"url\(#([^)]+)\)", str(page.tags)) + [
+        v[1:] for _, a in page.tags for k, v in a.items() if k == "xlink:href" and v.startswith("#")
+    ]
+    assert used and set(used) <= set(ids)
+
+
+def test_names_are_text_not_markup(strange):
+    text = report.render(strange)
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert EVIL in Page(text).text and f"{EVIL}&" in Page(text).text
+
+
+def test_the_numbers_are_those_of_the_run(digits):
+    words_ = Page(report.render(digits)).words
+    s = digits.summary()
+    for m in s["models"]:
+        for share in (m["clean"], *m["robust"]):
+            assert words.percent(share["value"]) in words_ and words.percent(share["low"]) in words_
+        assert words.number(m["distances"]["quartiles"][1]) in words_
+    for a in digits.spec.attacks:
+        assert words.attack_words(a) in words_
+    assert digits.about["spec_sha256"][:16] in words_ and digits.fingerprint[:16] in words_
+
+
+def test_the_gallery_shows_every_explained_sample_for_every_model(digits):
+    page = Page(report.render(digits))
+    notes = digits.explanation("digits")[0]
+    assert len(page.all("article")) == len(notes) == 4
+    assert all(n["why"] in page.words for n in notes)
+    labels = [a["aria-label"] for a in page.all("svg")]
+    assert sum(a.startswith("Attribution of the sample") for a in labels) == 8
+    assert sum(a.startswith("The counterfactual, read as") for a in labels) == 8
+    assert len(page.all("image")) >= 8 * 3
+
+
+def test_a_table_speaks_in_its_units(table):
+    page = Page(report.render(table))
+    data = zoo.data("breast-cancer", limit=16)
+    notes, t = table.explanation("m")
+    for k in range(len(notes)):
+        for f in t["changed"][k].nonzero().flatten().tolist():
+            assert data.columns[f].name in page.words
+            value = data.to_units(t["counterfactual"][k])[f]
+            assert words.number(float(value), 4) in page.words
+    assert "length units" in page.words and "of its range" in page.words
+
+
+def test_flagged_rows_are_said(strange):
+    words_ = Page(report.render(strange)).words
+    flagged = int(strange.outcomes[0].flagged.sum())
+    assert flagged and f"gave NaN or infinity for {flagged} of 9 samples" in words_
+    assert "No search for the smallest change was made" in words_
+
+
+def test_an_unfinished_run_says_so(digits, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(digits.folder, folder)
+    with sqlite3.connect(folder / "results.sqlite") as db:
+        db.execute("DELETE FROM block WHERE block = 1 OR attack = 'explanation'")
+    db.close()
+    page = Page(report.write(folder).read_text())
+    assert "Unfinished. 8 of 16 images went through everything so far" in page.words
+    assert not page.all("article")
+    with sqlite3.connect(folder / "results.sqlite") as db:
+        db.execute("DELETE FROM block")
+    db.close()
+    with pytest.raises(ValueError, match="no block of the run in .* is finished yet"):
+        report.write(folder)
+
+
+def test_warnings_of_attacks_are_said(tmp_path):
+    def rounding(x):
+        return torch.stack([(x.sum(1) * 4).round() + 0 * x.sum(1), 2 + 0 * x.sum(1)], 1)
+
+    x = torch.rand(8, 3)
+    data = (x, rounding(x).argmax(1))
+    spec = Spec(models=("a", "b"), data="data", eps=(0.3,), attacks=[AttackSpec("fgsm")], explain=1)
+    run = evaluate({"a": rounding, "b": torch.nn.Linear(3, 2)}, data, spec, tmp_path)
+    words_ = Page(report.write(tmp_path).read_text()).words
+    assert "Attacks on a gave warnings" in words_ and "it may be weaker than it looks" in words_
+    assert words_.count("ZeroGradientWarning") == 1 and len(run.summary()["models"][0]["warnings"]) == 1
+
+
+def test_the_same_run_gives_the_same_page(digits):
+    assert report.render(Run(digits.folder)) == report.render(Run(digits.folder))
+
+
+def test_no_run_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        report.write(tmp_path)
+
+
+def test_the_border_of_superpixels():
+    mask = np.array([[0, 0, 1], [2, 2, 1]])
+    assert pictures.outline(mask, np.array([1])) == "M2 0h1M2 2h1M2 0v1M3 0v1M2 1v1M3 1v1"
+    assert pictures.outline(mask, np.array([])) == ""
+    assert pictures.middle(mask, 1) == (2.5, 1.0) and pictures.middle(mask, 2) == (1.0, 1.5)
+
+
+def test_differences_are_amplified_by_a_round_factor():
+    x = np.full((1, 4, 4), 0.5)
+    factors = [pictures.difference(x, x + d, 0, 1)[1] for d in (0.0, 0.5, 0.26, 0.1, 0.051, 0.0001, 1.0)]
+    assert factors == [1, 1, 1, 5, 5, 500, 1]
+    assert pictures.difference(x, x + 10, 0, 100)[1] == 5
+
+
+def test_pictures_are_pixels():
+    import base64
+    import io
+
+    from PIL import Image
+
+    def pixels(uri):
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
+
+    x = np.array([[[-1.0, 0.0], [1.0, 3.0]]])
+    assert pixels(pictures.photo(x, -1, 3)).tolist() == [[0, 64], [128, 255]]
+    heat = pixels(pictures.heat(np.array([[[-1.0, 0.0, 1.0]]]), 1.0))[0].astype(int)
+    assert heat[0, 2] > heat[0, 0] and heat[2, 0] > heat[2, 2] and heat[1].min() > 240  # blue, white, red
+    assert pixels(pictures.photo(np.random.rand(3, 900, 450), 0, 1)).shape == (320, 160, 3)
+    assert pixels(pictures.photo(np.random.rand(5, 4, 4), 0, 1)).shape == (4, 4)
+
+
+def test_words():
+    assert [words.number(v) for v in (0.1234, -2.0, 1.5e-5, 123456.0, None)] == [
+        "0.123",
+        "−2",
+        "0.000015",
+        "123456",
+        "–",
+    ]
+    assert words.signed(2.0) == "+2" and words.signed(-0.5) == "−0.5"
+    assert words.listed(["a", "b", "c"]) == "a, b and c" and words.listed(["a"]) == "a"
+    assert words.probability(1e-9) == "below 0.0001" and words.probability(0.2) == "0.20"
+    for norm in ("Linf", "L2", "L1", "L0"):
+        for kind in ("image", "table", "other"):
+            assert words.budget(1.0, norm, kind) and words.size(1.0, norm, kind) and words.scale(norm, kind, (0, None))
+    assert words.size(1.0, "L0", "image") == "1 pixel changed" and words.size(2.0, "L0", "table") == "2 columns changed"
