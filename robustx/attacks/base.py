@@ -186,14 +186,16 @@ class Attack(ABC):
         f = door.probe(
             self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
         )
-        f = f.to(of=goal or class_goal(f, y, targeted, self.loss_func))
+        aim = goal or class_goal(f, y, targeted, self.loss_func)
+        f = f.to(of=aim)
         region = self._region(f, self.eps if eps is None else eps, mask)
         margin = f.score
         left = (~(margin > 0)).nonzero().squeeze(1)
         best = Found(region.centre, margin, torch.zeros_like(margin))
         if len(left):
             noise = Noise(self.seed, type(self).__name__, identities(region.centre))
-            found = self.search(f.to(strict=False), region.at(left), left, noise.at(left))
+            slack = 8 * torch.finfo(margin.dtype).eps * (1 + margin.abs())  # what a batch of another shape may round
+            found = self.search(f.to(of=aim.firm(slack), strict=False), region.at(left), left, noise.at(left))
             best = best.put(left, Found(found.z, found.margin.to(margin), found.size.to(margin)))
         held = region.settle(best.z, f.packing)
         best = self._verified(f, region, held, margin)

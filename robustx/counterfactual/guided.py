@@ -249,14 +249,15 @@ class Guided:
         f = door.probe(
             self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
         )
-        f = f.to(of=goal or class_goal(f, y, targeted, "margin", self.by))
+        aim = goal or class_goal(f, y, targeted)
+        f = f.to(of=aim)
         before = f.score
         features = from_masks(
             tuple(feature_mask.values()) if isinstance(feature_mask, dict) else feature_mask, f.inputs
         )
         told = _names(features, names)
         movable = self._movable(f, features, told, immutable)
-        domain = self._domain(f.to(strict=False), features)
+        domain = self._domain(f.to(of=aim.firm(self.by), strict=False), features)
         best, tried = guided(domain, movable, self.budget)
         found = best.found[:, None]
         after = domain.inputs(torch.where(found, best.z, domain.home))
@@ -276,7 +277,7 @@ class Guided:
             valid=margin > 0,
             margin=margin,
             before=before,
-            nearest=torch.maximum(best.margin, before),
+            nearest=torch.maximum(best.margin + self.by, before),
             changed=sets,
             distance=row_sums([w.abs() for w in way]),
             contributions=shares.to(before.device),

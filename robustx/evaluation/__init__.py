@@ -6,7 +6,7 @@ examples, block by block), and at the end ``summary.json``, ``samples.csv`` and 
 """
 
 from .block import Block, Finished, attack_block, clean_block
-from .explain import explain, instructive
+from .explanations import explain, instructive
 from .run import Run, evaluate
 from .spec import BUDGETS, AttackSpec, Spec, standard_attacks
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share

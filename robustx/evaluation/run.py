@@ -19,7 +19,7 @@ from ..engine.guard import modules_of
 from ..engine.progress import progress
 from ..zoo import Data, as_data
 from .block import Block, Finished, attack_block, clean_block
-from .explain import centre, explain, instructive
+from .explanations import centre, explain, instructive
 from .identity import content, identity
 from .spec import Spec
 from .statistics import Cumulative, Outcome, compare, cumulative, curve, distances, plain

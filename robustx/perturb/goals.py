@@ -2,8 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +62,27 @@ def as_logits(out: Any, rows: Tensor) -> Tensor:
     return torch.where(probabilities[:, None], out.clamp(min=torch.finfo(out.dtype).tiny).log(), out)
 
 
+@dataclass(frozen=True, eq=False)
 class Goal(Score):
-    """A score whose value is a signed margin: above 0 exactly where the goal is reached."""
+    """A score whose value is a signed margin: above 0 exactly where the goal is reached.
+
+    Args:
+        by: how much more than that it takes: one number, or one per example [B]. Where rounding in another batch
+            must not undo what was found, a search asks for a little more than its user did.
+    """
+
+    by: float | Tensor = field(default=0.0, kw_only=True)
 
     @abstractmethod
-    def value(self, out: Any, rows: Tensor) -> Tensor: ...
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
+        """The margin itself [N]."""
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return self.lead(out, rows) - (self.by[rows] if isinstance(self.by, Tensor) else self.by)
+
+    def firm(self, by: float | Tensor) -> Self:
+        """The same goal, by so much more."""
+        return replace(self, by=self.by + by)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +92,10 @@ class _ClassGoal(Goal):
     Args:
         y: one class per example [B].
         loss: what is climbed: ``"ce"``, ``"margin"``, ``"dlr"``, or a function of (outputs, y) -> [N].
-        by: how much the margin must exceed for the goal to count as reached, in logits.
     """
 
     y: Tensor
     loss: str | Loss = "margin"
-    by: float = 0.0
 
     def __post_init__(self) -> None:
         if not callable(self.loss) and self.loss not in LOSSES:
@@ -110,8 +124,8 @@ class Leave(_ClassGoal):
 
     toward: Tensor | None = None
 
-    def value(self, out: Any, rows: Tensor) -> Tensor:
-        return margin(as_logits(out, rows), self.y[rows]) - self.by
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
+        return margin(as_logits(out, rows), self.y[rows])
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         if self.toward is None:
@@ -135,8 +149,8 @@ class Leave(_ClassGoal):
 class Reach(_ClassGoal):
     """Be classified as ``y``."""
 
-    def value(self, out: Any, rows: Tensor) -> Tensor:
-        return -margin(as_logits(out, rows), self.y[rows]) - self.by
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
+        return -margin(as_logits(out, rows), self.y[rows])
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         return -self.climb(out, rows)
@@ -154,7 +168,7 @@ class Between(Goal):
         if not self.low < self.high:
             raise ValueError(f"low must be less than high, got {self.low} and {self.high}: nothing lies between them")
 
-    def value(self, out: Any, rows: Tensor) -> Tensor:
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
         v = Output(self.target).value(out, rows)
         return torch.minimum(v - self.low, self.high - v)
 
@@ -165,7 +179,7 @@ class Until(Goal):
 
     margin: Callable[[Any], Tensor]
 
-    def value(self, out: Any, rows: Tensor) -> Tensor:
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
         return one_each(self.margin(out), rows)
 
 
@@ -180,13 +194,13 @@ class Climb(Goal):
     target: Any = None
     sign: float = 1.0
 
-    def value(self, out: Any, rows: Tensor) -> Tensor:
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
         t = self.target
         follows = isinstance(t, Tensor) and t.ndim > 0 and len(t) > 1
         return self.sign * one_each(self.loss(out, t[rows.to(t.device)] if follows else t), rows)
 
 
-def class_goal(f: Probe, y: Any, targeted: bool = False, loss: str | Loss = "margin", by: float = 0.0) -> Goal:
+def class_goal(f: Probe, y: Any, targeted: bool = False, loss: str | Loss = "margin") -> Goal:
     """Leave the classes ``y`` (reach them, if ``targeted``); None leaves the model's own answers.
 
     Raises:
@@ -197,7 +211,7 @@ def class_goal(f: Probe, y: Any, targeted: bool = False, loss: str | Loss = "mar
             raise ValueError("targeted=True needs y, the classes to be reached")
         out = f.to(of=Everything()).score
         y = as_logits(out, f.everyone).argmax(1) if f.examples else f.everyone
-    return (Reach if targeted else Leave)(labels(y, f), loss, by)
+    return (Reach if targeted else Leave)(labels(y, f), loss)
 
 
 def labels(y: Any, f: Probe) -> Tensor:

@@ -220,7 +220,12 @@ def _pictures(run: Run, view: Mapping[str, Any], t: Mapping[str, Any]) -> list[d
         most = pictures.strongest(before, *([after] if view["attacked"] else []))
         words_ = f"red speaks for {label}, blue for {rival}"
         shown.append(
-            _picture(x, pictures.heat(before, most), "evidence before" if view["attacked"] else "evidence", f"Attribution of the sample: {words_}")
+            _picture(
+                x,
+                pictures.heat(before, most),
+                "evidence before" if view["attacked"] else "evidence",
+                f"Attribution of the sample: {words_}",
+            )
         )
         if view["attacked"]:
             shown.append(

@@ -303,16 +303,14 @@ def test_several_inputs_are_one(case, form):
 def test_bounds_and_masks_of_each_input(case):
     """By place or by name, in any order of names."""
     net = mlp()
-    x, y = examples(net)
-    two, (left, right) = Two(net), (x[:, :1], x[:, 1:].flatten(1))
-    low, high, mask = (left - 0.1).clamp(min=0), torch.full((9,), 0.9).double(), torch.arange(9) % 2
-    x_high = torch.cat([torch.ones_like(left), high.reshape(1, 1, 3, 3).expand_as(left)], 1)
-    right = right.clamp(max=0.9)
-    x = torch.cat([left, right.reshape(-1, 1, 3, 3)], 1)
+    x, _ = examples(net)
+    x[:, 1:] = x[:, 1:].clamp(max=0.9)
     y = answers(net, x)
-    bounds = (torch.cat([low, 0 * low], 1), x_high)
-    mask_of_x = torch.cat([torch.ones(1, 1, 3, 3), mask.reshape(1, 1, 3, 3)], 1)
-    whole = case(net, bounds=bounds).run(x, y, mask=mask_of_x)
+    two, (left, right) = Two(net), (x[:, :1], x[:, 1:].flatten(1))
+    low, high, mask = (left - 0.1).clamp(min=0), torch.full((9,), 0.9, dtype=x.dtype), torch.arange(9) % 2
+    bounds = torch.cat([low, 0 * low], 1), torch.tensor([1.0, 0.9], dtype=x.dtype)[:, None, None]
+    both = torch.stack([torch.ones(3, 3), mask.reshape(3, 3)])
+    whole = case(net, bounds=bounds).run(x, y, mask=both)
     placed = case(two, bounds=((low, 0.0), (1.0, high))).run((left, right), y, mask=(torch.ones(1), mask))
     named = case(two, bounds=({"right": 0.0, "left": low}, {"right": high, "left": 1.0})).run(
         {"left": left, "right": right}, y, mask={"right": mask, "left": torch.ones(1)}
@@ -326,7 +324,7 @@ def test_bounds_and_masks_of_each_input(case):
 def test_inputs_of_different_dtypes(case):
     """Each part comes back in its own dtype, and the ball holds for what comes back."""
     net = mlp(dtype=torch.float32)
-    x, y = examples(net, dtype=torch.bfloat16)
+    x = torch.rand(8, 2, 3, 3).bfloat16()
     given = (x[:, :1], x[:, 1:].float())
     two = lambda left, right: net(torch.cat([left.float(), right], 1))
     y = two(*given).argmax(1)

@@ -179,33 +179,28 @@ def test_nothing_happened_where_the_input_is_its_baseline(case):
         assert (found == 0).all()
 
 
+def score(case, pair, given):
+    """What is attributed: output 2, or neuron 2 of the layer."""
+    seen = []
+    with pair.layer.register_forward_hook(lambda _, __, out: seen.append(out)):
+        out = pair(*given)
+    return (seen[0] if case.neuron else out)[:, 2].detach()
+
+
 @complete
 def test_completeness(case):
     """Attributions add up to the score's rise from the baseline, and the delta says by how much they miss."""
     pair, given = Pair(), inputs_of(Pair())
     start = tuple(0.5 * torch.randn_like(t[:1]) for t in given)
-    if case.neuron:
-        found, score = case(pair, given, baselines=start), neuron(pair)
-    else:
-        found, delta = case(pair, given, baselines=start, return_convergence_delta=True)
+    found = case(pair, given, baselines=start)
+    rise = score(case, pair, given) - score(case, pair, [s.expand_as(t) for s, t in zip(start, given, strict=True)])
+    assert_close(sum(a.flatten(1).sum(1) for a in parts(found)), rise, rtol=0, atol=1e-6)
+    if case.takes("return_convergence_delta"):
+        same, delta = case(pair, given, baselines=start, return_convergence_delta=True)
+        assert_same(same, found)
         assert delta.shape == (5,) and delta.abs().max() < 1e-6
         again = case.bind(pair).compute_convergence_delta(found, start, given, 2)
         assert_close(delta, again, rtol=0, atol=1e-12)
-        score = lambda *x: pair(*x)[:, 2]
-    rise = score(*given) - score(*(s.expand_as(t) for s, t in zip(start, given, strict=True)))
-    total = sum(a.flatten(1).sum(1) for a in parts(found))
-    assert_close(total, rise.detach(), rtol=0, atol=1e-6)
-
-
-def neuron(pair):
-    def value(*given):
-        seen = []
-        hook = pair.layer.register_forward_hook(lambda _, __, out: seen.append(out[:, 2]))
-        pair(*given)
-        hook.remove()
-        return seen[0]
-
-    return value
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.takes("return_convergence_delta")], ids=str)

@@ -178,17 +178,16 @@ def test_a_layer_that_is_used_twice_must_be_told_apart():
     model, x = Twice(), torch.randn(6, 4).double()
     with pytest.raises(ValueError, match="2 times.*call=0"):
         LayerIntegratedGradients(model, model.act).attribute(x, target=0)
+
+    def second_hidden(x):
+        return model.act(model.first(Net.forward(model, x))).detach()
+
     later = LayerIntegratedGradients(model, Layer(model.act, call=1)).attribute(x, target=0)
-    once = LambdaOf(model)
-    start, end = once(torch.zeros_like(x)), once(x)
-    expected = IntegratedGradients(lambda h: model.second(h)).attribute(end, start, target=0)
+    behind = IntegratedGradients(model.second)
+    expected = behind.attribute(second_hidden(x), second_hidden(torch.zeros_like(x)), target=0)
     assert_close(later, expected, rtol=0, atol=1e-12)
     early = LayerIntegratedGradients(model, Layer(model.act, call=0)).attribute(x, target=0)
     assert (early - later).abs().max() > 1e-3
-
-
-def LambdaOf(model):
-    return lambda x: model.act(model.first(Net.forward(model, x))).detach()
 
 
 def test_embeddings():

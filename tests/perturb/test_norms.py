@@ -10,7 +10,7 @@ from scipy.stats import beta, chisquare, kstest
 from torch.testing import assert_close
 
 from robustx.engine import Noise
-from robustx.perturb import NORMS, Norm, norm_of
+from robustx.perturb import NORMS, Linf, Norm, norm_of
 
 every = pytest.mark.parametrize("name", NORMS)
 convex = pytest.mark.parametrize("name", [n for n in NORMS if n != "L0"])
@@ -164,6 +164,33 @@ def test_l0_moves_first_what_brings_most():
     assert torch.equal(NORMS["L0"].project(z, two), torch.tensor([[3.0, -2.0, 0.0]]))
     assert torch.equal(NORMS["L0"].project(z, two, there), torch.tensor([[0.0, -2.0, 1.0]]))
     assert torch.equal(NORMS["L0"].steepest(z, torch.tensor([0.2]), there), torch.tensor([[0.0, -2.0, 0.0]]))
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+@dtypes
+def test_linf_in_units_of_each_element(boxed, dtype):
+    """The largest change where each element is told in units of its own."""
+    units = torch.tensor([1.0, 10.0, 0.1, 3.0], dtype=torch.float64)
+    norm, (z, radius, there) = Linf(units), batch(32, 4, dtype)
+    edge = radius[:, None] * units.to(dtype)
+    free = torch.full_like(there, torch.inf)
+    for way in (z, z * units.to(dtype)):
+        p = norm.project(way, radius, there if boxed else None)
+        v = norm.steepest(way, radius, there if boxed else None)
+        assert_close(p, torch.clamp(way, -edge, edge).clamp(*(t * there if boxed else t * free for t in (-1, 1))))
+        assert_close(v, way.sign() * torch.minimum(edge, there if boxed else free))
+        assert p.dtype == v.dtype == dtype
+        assert_close(norm.size(way), (way / units.to(dtype)).abs().amax(1))
+        assert_close(norm.dual(way) * radius, (way * norm.steepest(way, radius)).sum(1))
+    box = torch.zeros(32, 4, dtype=dtype)
+    assert_close(norm.draw(noise(32), radius, box, box), Linf().draw(noise(32), radius, box, box) * units.to(dtype))
+
+
+@every
+def test_a_budget_is_spent_in_whole_units(name):
+    budget = torch.tensor([0.0, 0.4, 1.0, 2.7, 5.0])
+    whole = torch.tensor([0.0, 0.0, 1.0, 2.0, 5.0])
+    assert torch.equal(NORMS[name].spendable(budget), whole if name == "L0" else budget)
 
 
 # ---- random points
