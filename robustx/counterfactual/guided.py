@@ -59,7 +59,7 @@ class Best:
         better = (fewest < mine) | ((fewest == mine) & (cheapest < now))
         to, of = better.nonzero().squeeze(1), first[better].long()
         for kept, offered in zip(vars(self).values(), vars(other).values(), strict=True):
-            kept[to] = offered[of]
+            kept[to] = offered[of].to(kept)  # a model in half precision scores so, distances are kept finer
 
     def _keys(self) -> tuple[Tensor, Tensor]:
         """What is compared first, and what then [N], in float64."""
@@ -76,7 +76,7 @@ def guided(domain: Domain, movable: Tensor, budget: int) -> tuple[Best, Tensor]:
     """
     f = domain.probe
     margin = f.value(domain.home)
-    best = Best(domain.home.clone(), margin, torch.zeros_like(movable), torch.zeros_like(margin))
+    best = Best(domain.home.clone(), margin, torch.zeros_like(movable), torch.zeros_like(domain.home[:, 0]))
     todo = (~best.found).nonzero().squeeze(1)
     tried = torch.zeros_like(best.sets[:, 0], dtype=torch.long)
     if not len(todo):

@@ -66,7 +66,7 @@ def _kinds(outcomes: Sequence[Outcome]) -> list[Iterator[tuple[int, str]]]:
         o = outcomes[k]
         seen = usable & o.correct
         sure = seen & (o.by >= 0) & (o.lead >= (np.median(o.lead[seen]) if seen.any() else 0.0))
-        return least(d[k], sure, lambda _: f"{o.model} is surer than of most, and yet little change fools it")
+        return least(d[k], sure, lambda _: f"{o.model} is surer here than on most, and yet little change fools it")
 
     gap, middle = d.max(0) - d.min(0), np.median(d[:, right], axis=1) if right.any() else np.zeros(len(d))
     return [

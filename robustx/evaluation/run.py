@@ -195,7 +195,7 @@ class Run:
                         "index": known[p][0],
                         "uid": known[p][1],
                         "label": int(o.label[n]),
-                        "class": classes[int(o.label[n])],
+                        "class": class_name(classes, int(o.label[n])),
                         "prediction": None if answer < 0 else answer,
                         "predicted_class": None if answer < 0 else class_name(classes, answer),
                         "lead": plain(float(o.lead[n])),

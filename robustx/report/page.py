@@ -133,7 +133,8 @@ def _gallery(run: Run) -> list[dict[str, Any]]:
 
 
 def _of(tensors: Mapping[str, Tensor], k: int) -> dict[str, Any]:
-    return {name: t[k].numpy() for name, t in tensors.items()}
+    rows = {name: t[k] for name, t in tensors.items()}
+    return {name: (row.double() if row.is_floating_point() else row).numpy() for name, row in rows.items()}
 
 
 def _view(run: Run, row: Mapping[str, Any], note: Mapping[str, Any], t: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def _view(run: Run, row: Mapping[str, Any], note: Mapping[str, Any], t: Mapping[
         view["counterfactual"] = _counterfactual(run, note, t)
     if kind == "image":
         view["pictures"] = _pictures(run, view, t)
-    elif kind == "table":
+    elif run.data["columns"]:
         view["table"] = _table(run, t)
     return view
 

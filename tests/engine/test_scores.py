@@ -114,7 +114,9 @@ def test_targets_that_do_not_fit(shape, target, words):
             f.value(f.point)
 
 
-@pytest.mark.parametrize("target", [[0, 1], [(0,)] * 5, torch.tensor([0, 1, 2])], ids=lambda v: str(v).split(" at 0x")[0])
+@pytest.mark.parametrize(
+    "target", [[0, 1], [(0,)] * 5, torch.tensor([0, 1, 2])], ids=lambda v: str(v).split(" at 0x")[0]
+)
 def test_targets_of_another_length(target):
     with pytest.raises(TargetError, match=f"{len(target)} targets for 4 examples"):
         Output(target).fits(B)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from robustx import zoo
-from robustx.evaluation import AttackSpec, Outcome, Run, Spec, Store, evaluate, instructive, standard_attacks
+from robustx.evaluation import AttackSpec, Outcome, Run, Spec, Store, Work, evaluate, instructive, standard_attacks
 from robustx.evaluation.statistics import curve
 
 ATTACKS = (
@@ -234,8 +234,8 @@ def test_which_samples_teach_most():
     assert [p for p, _ in told] == [7, 2, 1, 4, 5]
     assert [w.split(":")[0] for _, w in told] == [
         "here b resists most compared with a",
-        "a is surer than of most, and yet little change fools it",
-        "b is surer than of most, and yet little change fools it",
+        "a is surer here than on most, and yet little change fools it",
+        "b is surer here than on most, and yet little change fools it",
         "the hardest to fool",
         "a is clearly wrong without any attack",
     ]
@@ -257,6 +257,26 @@ def test_a_model_without_gradients_on_the_way_still_has_a_report_of_itself(digit
     assert "NaN or infinite" in notes[0]["no_attribution"] and "attribution" not in tensors
     assert run.summary()["models"][0]["robust"][0]["count"] == 0  # nothing is known there
     assert run.summary()["models"][0]["attacks"][0]["nearest"] == 0
+
+
+def test_a_model_that_knows_nothing_at_all(digits, tmp_path):
+    s = Spec(models=("nan",), data="digits", eps=0.1, attacks=ATTACKS, explain=2)
+    run = evaluate({"nan": lambda x: torch.full((len(x), 10), torch.nan)}, digits[:4], s, tmp_path)
+    m = run.summary()["models"][0]
+    assert (m["clean"]["count"], m["flagged"], m["distances"]["quartiles"]) == (0, 4, [None] * 3)
+    assert [a["seen"] for a in m["attacks"]] == [0, 0, 0] and run.explanation("nan") == ([], {})
+
+
+def test_half_precision(tmp_path):
+    x = torch.rand(6, 5).bfloat16()
+    net = torch.nn.Linear(5, 3).bfloat16()
+    s = Spec(models=("half",), data="data", eps=(0.1, 0.4), attacks=ATTACKS, explain=2)
+    run = evaluate({"half": net}, (x, net(x).argmax(1)), s, tmp_path)
+    assert run.summary()["models"][0]["clean"]["count"] == 6
+    with Store(tmp_path) as store:
+        t = store.tensors(Work("half", "bisection", 0))
+    assert t["adversarial"].dtype == torch.bfloat16 and len(t["position"])
+    assert ((t["adversarial"].double() - x[t["position"]].double()).abs().amax(1) <= t["eps"] + 1e-9).all()
 
 
 def test_tables_and_other_inputs(tmp_path):

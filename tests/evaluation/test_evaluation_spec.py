@@ -100,4 +100,4 @@ def test_bad_text_says_where(text, said):
 
 
 def test_steps_of_the_standard_attacks():
-    assert [a.options.get("steps") for a in standard_attacks(7)] == [None, 7, 7, 7]
+    assert [a.options.get("steps") for a in standard_attacks(7)] == [None, 7, 7, 3]

@@ -210,6 +210,28 @@ def test_a_loss_of_ones_own_gets_the_raw_output_and_the_labels():
     assert_close(Reach(y, loss).pull(out[rows], rows), -out[rows, 0] * y[rows])
 
 
+@pytest.mark.parametrize(
+    "goal",
+    [
+        Leave(torch.arange(N) % K, "ce"),
+        Reach(torch.arange(N) % K, "dlr"),
+        Between(-1, 2, target=1),
+        Until(lambda out: out[:, 0]),
+        Climb(nn.CrossEntropyLoss(reduction="none"), torch.arange(N) % K),
+    ],
+    ids=lambda goal: type(goal).__name__,
+)
+def test_a_firmer_goal_asks_for_more_and_leads_the_same_way(goal):
+    out, rows = logits()[0], torch.tensor([7, 0, 7, 3])
+    each = torch.linspace(0, 1, N, dtype=torch.float64)
+    before = goal.value(out[rows], rows)
+    assert_close(goal.firm(0.5).value(out[rows], rows), before - 0.5)
+    assert_close(goal.firm(each).value(out[rows], rows), before - each[rows])
+    assert_close(goal.firm(0.5).firm(each).value(out[rows], rows), before - 0.5 - each[rows])
+    assert_close(slope(goal.firm(each), out[rows], rows), slope(goal, out[rows], rows))
+    assert_close(goal.value(out[rows], rows), before)
+
+
 def test_the_models_own_answer_is_left():
     model, x = linear(), torch.randn(6, 5, dtype=torch.float64)
     f = Probe(model, (x,))

@@ -107,6 +107,16 @@ def test_usable_is_where_an_element_can_move(case):
 
 
 @every
+def test_room_is_the_way_to_the_box(case):
+    r, z = region(case)
+    up, down = r.room(z, torch.ones_like(z)), r.room(z, -torch.ones_like(z))
+    free = torch.ones_like(z, dtype=torch.bool) if r.free is None else r.free
+    assert (up[~free] == 0).all() and (down[~free] == 0).all()
+    for room, beyond, wall in ((up, z > r.high, r.high), (down, z < r.low, r.low)):  # some points are outside
+        assert_close(room[free], torch.where(beyond, 0, (wall - z).abs())[free])
+
+
+@every
 def test_draws_are_allowed_and_keyed_by_row(case):
     r, _ = region(case)
     r = r.to(radius=r.radius.clamp(max=3))
@@ -246,6 +256,7 @@ def test_bounds_are_numbers_of_the_inputs_dtype(dtype):
     f = Probe(lambda x: x.sum(1), (torch.full((2, 3), 0.3, dtype=dtype),))
     for high in (0.3, torch.tensor(0.3), torch.tensor([[0.3], [0.3]])):
         assert (box(f, 0, high)[1].double() == float(torch.tensor(0.3, dtype=dtype))).all()
+        assert (box(f, high, 1)[0].double() == float(torch.tensor(0.3, dtype=dtype))).all()
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,26 @@ def test_a_table_speaks_in_its_units(table):
     assert "length units" in page.words and "of its range" in page.words
 
 
+def test_half_precision_is_shown(tmp_path):
+    x = torch.rand(6, 1, 4, 4).bfloat16()
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).bfloat16()
+    spec = Spec(models=("half",), data="data", eps=(0.4,), attacks=ATTACKS, explain=2)
+    evaluate({"half": net}, (x, net(x).argmax(1)), spec, tmp_path)
+    assert len(Page(report.write(tmp_path).read_text()).all("article")) == 2
+
+
+def test_a_model_that_knows_nothing_has_a_page(tmp_path):
+    spec = Spec(models=("nan",), data="data", eps=(0.4,), attacks=ATTACKS, explain=2)
+    evaluate(
+        {"nan": lambda x: x.sum(1, keepdim=True) * torch.full((3,), torch.nan)},
+        (torch.rand(4, 5), [0, 1, 2, 0]),
+        spec,
+        tmp_path,
+    )
+    words_ = Page(report.write(tmp_path).read_text()).words
+    assert "gave NaN or infinity for 4 of 4 rows" in words_ and "No adversarial example was found." in words_
+
+
 def test_flagged_rows_are_said(strange):
     words_ = Page(report.render(strange)).words
     flagged = int(strange.outcomes[0].flagged.sum())
