@@ -91,9 +91,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).eval().requires_grad_(False)
     x, y = torch.rand(asked.images, 3, asked.size, asked.size), torch.arange(asked.images) % 10
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {asked.images} images of {asked.size}x{asked.size}"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {len(x)} images {asked.size} pixels wide")
     print(f"{'':32}{'difference':>11}{'forward/backward rows an image':>34}{'largest batch':>16}{'time / Captum':>24}")
     for name, pair in contests(model, x, y).items():
         counts, answers = [], []

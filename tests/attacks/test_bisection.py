@@ -4,11 +4,13 @@ import itertools
 
 import pytest
 import torch
-from attack_cases import Counted, examples, mlp
+from attack_cases import Counted, affine, examples, mlp
+from exact import distances
+from torch.testing import assert_close
 
-from robustx.attacks import PGD, Bisection, Found, bisect
+from robustx.attacks import PGD, Bisection, Found, bisect, fgsm
 from robustx.engine import Probe
-from robustx.perturb import NORMS, Region, Until
+from robustx.perturb import NORMS, Leave, Region, Until
 
 MOST = {"L0": 6.0, "L1": 3.0, "L2": 1.0, "Linf": 0.3}
 
@@ -24,6 +26,34 @@ def test_smaller_than_what_the_attack_finds(norm):
     assert (least.distance[both] <= once.distance[both]).all()
     if norm != "L0":
         assert (least.distance[both] < once.distance[both]).any()
+
+
+@pytest.mark.parametrize("norm", [n for n in NORMS if n != "L0"])
+def test_without_a_round_it_still_draws_back(norm):
+    """What the attack found is moved straight back, to a 256th of the way."""
+    model = mlp()
+    x, y = examples(model, count=16, wrong=0)
+    options = {"bounds": (0, 1), "norm": norm, "eps": MOST[norm], "steps": 3, "step_size": MOST[norm]}
+    once = PGD(model, "margin", **options).run(x, y)
+    back = Bisection(model, "margin", rounds=0, **options).run(x, y)
+    share = back.distance / once.distance
+    fell = once.success
+    assert fell.sum() > 8 and (share[fell] < 0.9).any()
+    line = torch.lerp(x, once.adversarial, share[:, None, None, None])
+    assert_close(back.adversarial[fell], line[fell])
+    before = torch.lerp(x, once.adversarial, (share - 1 / 255)[:, None, None, None])
+    assert (model(before).argmax(1) == y)[fell].all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_starts_belong_to_examples(norm):
+    model = mlp()
+    x, y = examples(model)
+    attack = Bisection(model, bounds=(0, 1), norm=norm, eps=MOST[norm] / 3, steps=3, rounds=4, random_start=True)
+    together = attack.run(x, y)
+    alone = torch.cat([attack(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    assert_close(together.adversarial, alone, rtol=0, atol=1e-5)
+    assert together.success.sum() > 2
 
 
 @pytest.mark.parametrize("norm", [n for n in NORMS if n != "L0"])
@@ -93,3 +123,18 @@ def test_any_search_can_be_bisected():
     assert found.success.tolist() == [True, True, True, False]
     assert (found.size[:3] > wanted[:3]).all() and (found.size[:3] < 1.001 * wanted[:3]).all()
     assert asked[0] == [0, 1, 2, 3] and all(3 not in rows for rows in asked[1:])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_step_is_enough_for_an_affine_model(norm):
+    """FGSM is exact for two classes, at any budget: bisected, it finds the least one."""
+    model = affine(18, 2)
+    x, y = examples(model, wrong=0)
+    truth = distances(model[1].weight.detach(), model[1].bias.detach(), x.flatten(1), y, norm)
+    f = Probe(model, (x,), Leave(y))
+    box = torch.zeros(1, 1).double(), torch.ones(1, 1).double()
+    region = Region(f.point, NORMS[norm], torch.full((len(x),), 18.0).double(), *box)
+    found = bisect(lambda near, rows, start: fgsm(f, near, rows), f, region, f.everyone, 20)
+    can = torch.from_numpy(truth).isfinite()
+    assert found.success.tolist() == can.tolist() and can.sum() > 5
+    assert_close(found.size[can], torch.from_numpy(truth)[can], rtol=0 if norm == "L0" else 1e-3, atol=0)
