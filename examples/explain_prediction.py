@@ -35,8 +35,8 @@ def main() -> None:
     with torch.inference_mode():
         logits = model(one.x)[0]
     answer = int(logits.argmax())
-    classes = dict(enumerate(one.classes))  # a model may know more classes than the data name
-    print(f"label {classes[int(one.y)]}, answer {classes.get(answer, answer)} ({logits.softmax(0)[answer]:.1%})")
+    label, said = (zoo.class_name(one.classes, k) for k in (int(one.y), answer))
+    print(f"label {label}, answer {said} ({logits.softmax(0)[answer]:.1%})")
 
     # Compared with the mean of the data, what does each part of the input bring to the logit of the answer?
     baseline = data.x.mean(0, keepdim=True)

@@ -48,8 +48,7 @@ def main() -> None:
 
     with torch.inference_mode():
         before, after = (int(model(x).argmax()) for x in (one.x, result.counterfactual))
-    classes = dict(enumerate(one.classes))  # a model may know more classes than the data name
-    was, now = classes.get(before, before), classes.get(after, after)
+    was, now = (zoo.class_name(one.classes, k) for k in (before, after))
     print(f"{was} becomes {now} with {result.n_changed[0]} of {len(result.names)} features")
     print(f"proved: {result.proved[0]}")
 

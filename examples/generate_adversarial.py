@@ -46,9 +46,8 @@ def main() -> None:
     right, fooled = before == data.y, (before == data.y) & result.success
     print(result)
     print(f"right before: {right.sum()} of {len(data)}; after: {(right & ~fooled).sum()} of {len(data)}")
-    names = dict(enumerate(data.classes))  # a model may know more classes than the data name
     for i in fooled.nonzero().flatten().tolist()[:10]:
-        was, now = (names.get(int(answer[i]), int(answer[i])) for answer in (before, after))
+        was, now = (zoo.class_name(data.classes, int(answer[i])) for answer in (before, after))
         print(f"  sample {data.index[i]}: {was} becomes {now} at {asked.norm} distance {result.distance[i]:.4f}")
 
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def test_an_example_runs(name, run, tmp_path):
         env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert printed in done.stdout

@@ -16,8 +16,9 @@ from ..engine.packing import finest
 from ..engine.progress import progress
 from ..evaluation import share as confidence
 from ..perturb import NORMS, norm_of
+from ..zoo import class_name
 from . import DONE, NO, Interrupted
-from .opening import Subject, called, class_of, folder, subject
+from .opening import Subject, class_of, folder, subject
 from .show import as_json, bars, files, share, table, write_csv
 
 EPS = {"Linf": 0.1, "L2": 1.0, "L1": 4.0, "L0": 4.0}
@@ -107,9 +108,9 @@ def _samples(s: Subject, r: AttackResult, target: int | None) -> list[dict[str, 
         {
             "row": i,
             "index": int(s.data.index[i]),
-            "label": called(names, int(s.data.y[i])),
-            "before": called(names, int(before[i])),
-            "after": called(names, int(after[i])),
+            "label": class_name(names, int(s.data.y[i])),
+            "before": class_name(names, int(before[i])),
+            "after": class_name(names, int(after[i])),
             "state": already if there[i] else "fooled" if r.success[i] else "stands",
             "margin": float(r.margin[i]),
             **{name: size[i] for name, size in sizes.items()},

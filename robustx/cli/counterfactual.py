@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..counterfactual import CounterfactualResult, Guided
 from ..perturb import superpixels
-from ..zoo import Data
+from ..zoo import Data, class_name
 from ..zoo.address import near
 from . import DONE, NO
-from .opening import called, class_of, folder, sample, subject
+from .opening import class_of, folder, sample, subject
 from .show import as_json, files, table, write_csv
 
 PROVED = {
@@ -45,12 +45,12 @@ def run(asked: Namespace) -> int:
         "model": s.name,
         "data": one.name,
         "row": asked.row,
-        "label": called(one.classes, int(one.y)),
-        "answer": called(one.classes, answer),
+        "label": class_name(one.classes, int(one.y)),
+        "answer": class_name(one.classes, answer),
         "probability": float(scores.softmax(0)[answer]),
-        "target": None if target is None else called(one.classes, target),
+        "target": None if target is None else class_name(one.classes, target),
         "found": bool(r.valid[0]),
-        "counterfactual_answer": called(one.classes, there),
+        "counterfactual_answer": class_name(one.classes, there),
         "counterfactual_probability": float(after.softmax(0)[there]),
         "margin_before": float(r.before[0]) + asked.margin,  # of the classes, without what was asked for on top
         "margin": float(r.margin[0]) + asked.margin,

@@ -10,9 +10,9 @@ from torch import Tensor
 from .. import attribution
 from ..engine import Door, Output
 from ..perturb import superpixels
-from ..zoo import Data
+from ..zoo import Data, class_name
 from . import DONE
-from .opening import Subject, called, class_of, folder, sample, subject
+from .opening import Subject, class_of, folder, sample, subject
 from .show import as_json, files, table, write_csv
 
 METHODS = {  # what each one's numbers are
@@ -41,10 +41,10 @@ def run(asked: Namespace) -> int:
         "model": s.name,
         "data": one.name,
         "row": asked.row,
-        "label": called(one.classes, int(one.y)),
-        "answer": called(one.classes, int(scores.argmax())),
+        "label": class_name(one.classes, int(one.y)),
+        "answer": class_name(one.classes, int(scores.argmax())),
         "probability": float(scores.softmax(0).max()),
-        "explained": called(one.classes, target),
+        "explained": class_name(one.classes, target),
         "baseline": asked.baseline,
         **sums,
     }

@@ -89,11 +89,6 @@ def class_of(name: str, classes: Sequence[str], count: int) -> int:
     raise ValueError(f"--target must be a class{hint}, got {name!r}; there are {known}")
 
 
-def called(classes: Sequence[str], number: int) -> str:
-    """The name of a class; its number where the data name fewer than the model has."""
-    return classes[number] if number < len(classes) else str(number)
-
-
 def folder(path: str) -> Path:
     """A folder to write to, made where it is missing. Raises ValueError where something else stands there."""
     place = Path(path).expanduser()

@@ -1,6 +1,8 @@
 """Memory: how many rows go through the model at once."""
 
+import sys
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -64,7 +66,7 @@ class Pace:
         try:
             if not weigh:
                 return work(part), None
-            with _Scales() as scales:
+            with _eagerly(), _Scales() as scales:
                 result = work(part)
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
@@ -85,10 +87,19 @@ def _budget(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else CPU_BUDGET
 
 
+def _eagerly() -> AbstractContextManager[Any]:
+    """Compiled models run uncompiled meanwhile, where there can be any: what is fused cannot be weighed."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 class _Scales(TorchDispatchMode):
     """Weighs every tensor that operations make while it is on."""
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first use loads the compiler, which takes longer than most work
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engine.guard import modules_of
 from ..engine.progress import progress
-from ..zoo import Data, as_data
+from ..zoo import Data, as_data, class_name
 from .block import Block, Finished, attack_block, clean_block
 from .explanations import centre, explain, instructive
 from .identity import content, identity
@@ -270,11 +270,6 @@ class _Stored:
             warnings[m] = sorted({n for label in names for block in store.notes(m, label) for n in block})
             seconds[m] = {label: store.seconds(m, label) for label in (CLEAN, *names, EXPLANATION)}
         return cls(outcomes, attacks, warnings, seconds, samples, store.fingerprint(), not missing)
-
-
-def class_name(classes: list[str], k: int) -> str:
-    """What class k is called; models may know more classes than the data name."""
-    return classes[k] if 0 <= k < len(classes) else str(k)
 
 
 def _checked(models: Mapping[str, Callable[..., Any]], data: Data, spec: Spec) -> Data:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..evaluation.run import Run, class_name
+from ..evaluation.run import Run
 from ..evaluation.statistics import Outcome, moved
 from ..evaluation.store import write as write_file
+from ..zoo import class_name
 from . import figures, pictures, words
 
 MOST_CLASSES = 12  # a table of all pairs of classes is shown up to here, and the commonest pairs above

@@ -24,7 +24,7 @@ from torch import nn
 
 from . import embedded, vision
 from .address import call, find, near, parameters, parse, user_model, working_directory
-from .dataset import Bound, Column, Data, as_data
+from .dataset import Bound, Column, Data, as_data, class_name
 from .networks import Normalized, digits_cnn, table_mlp
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Entry",
     "Normalized",
     "as_data",
+    "class_name",
     "data",
     "digits_cnn",
     "load",

@@ -91,6 +91,11 @@ class Data:
         return low, high
 
 
+def class_name(classes: Sequence[str], k: int) -> str:
+    """What class ``k`` is called: its number, where a model knows more classes than the data name."""
+    return classes[k] if 0 <= k < len(classes) else str(k)
+
+
 def as_data(
     source: Any,
     name: str = "data",

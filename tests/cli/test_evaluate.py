@@ -99,13 +99,13 @@ def test_report_is_made_again(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_main_job_ends_within_a_minute(tmp_path):
+def test_the_main_job_tells_the_models_apart(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "robustx", "evaluate", "digits", "--out", str(tmp_path / "digits")],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=240,  # a busy machine is no failure
+        timeout=900,  # only against hanging: a busy machine is no failure
     )
     assert done.returncode == 0 and not done.stderr
     normal, robust = evaluation.Run(tmp_path / "digits").summary()["models"]

@@ -442,6 +442,7 @@ NAN, INF = float("nan"), float("inf")
         ((torch.zeros(2, 3), torch.zeros(3, 3)), ValueError, r"first axis .* got \(2, 3\) on cpu, \(3, 3\) on cpu"),
         ((torch.zeros(2), torch.zeros(2, device="meta").long()), ValueError, r"device, got .* on cpu, .* on meta"),
         (torch.tensor([[1.0], [NAN]]), NonFiniteError, "inputs contain NaN or infinity, first in example 1; clean"),
+        (torch.tensor([[1.0, 2.0], [NAN, 1.0]]), NonFiniteError, "first in example 1"),
         (torch.tensor([INF, 1.0]), NonFiniteError, "first in example 0"),
         ((torch.zeros(2), torch.tensor([[0.0], [-INF]]).half()), NonFiniteError, "first in example 1"),
     ],

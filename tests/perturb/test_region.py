@@ -266,6 +266,7 @@ def test_bounds_are_numbers_of_the_inputs_dtype(dtype):
         (0, float("nan"), False, "above the highest, or NaN"),
         ((0, torch.tensor([[0.0], [2.0]])), 1.5, False, "bounds must be .lowest, highest."),
         (0, torch.inf, True, r"bounds must be finite here .*; use bounds=\(0, 1\)"),
+        (0, (torch.tensor([1.0, torch.inf]), 1), True, "bounds must be finite here"),
         (0, 0.5, False, "x must lie inside the bounds, but example 0 spans .* to .*; scale the inputs"),
         (
             0,
