@@ -45,7 +45,7 @@ def pgd(
     best, left = Found.nothing(z), torch.arange(len(rows), device=z.device)
     for step in range(steps + 1):
         margin, g = f.grad(z, rows) if step < steps else (f.value(z, rows), z)
-        if step == 0 and start is None and steps:
+        if step == 0 and steps:
             warn_if_flat(g)
         best = best.put(left, best.at(left).stronger(Found(z, margin, region.size(z))))
         if stop and (margin > 0).any():

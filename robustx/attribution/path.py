@@ -175,10 +175,19 @@ class LayerIntegratedGradients(AtLayer, IntegratedGradients):
         internal_batch_size: int | None = None,
         return_convergence_delta: bool = False,
         attribute_to_layer_input: bool = False,
+        grad_kwargs: dict[str, Any] | None = None,
         *,
         additional_forward_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Attributions shaped like the layer's output (or its input); otherwise as for the inputs."""
+        """Attributions shaped like the layer's output (or its input); otherwise as for the inputs.
+
+        ``grad_kwargs`` is accepted for Captum's sake: of what it forwards to autograd, ``allow_unused`` always holds.
+
+        Raises:
+            ValueError: ``grad_kwargs`` ask for something else.
+        """
+        if grad_kwargs and set(grad_kwargs) - {"allow_unused"}:
+            raise ValueError(f"grad_kwargs may hold 'allow_unused' alone, got {', '.join(grad_kwargs)}; leave it out")
         site: Site = replace(self.layer, side="input") if attribute_to_layer_input else self.layer
         _, f = self._bind(
             inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size, at=site

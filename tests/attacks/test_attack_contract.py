@@ -416,14 +416,14 @@ def test_probabilities_are_as_good_as_logits(case):
     assert_same(result, case(net).run(x, y), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.options.get("random_start")], ids=str)
+@every
 def test_a_constant_model_is_told_and_survived(case):
     logits = torch.tensor([[0.0, 2.0, 0.0]], dtype=torch.float64)
     x = torch.rand(4, 2, 3, 3, dtype=torch.float64)
     with pytest.warns(ZeroGradientWarning, match="exactly zero for 4 of 4"):
         result = case(lambda x: x.flatten(1).sum(1, keepdim=True) * 0 + logits).run(x, torch.ones(4, dtype=torch.long))
     assert not result.success.any() and (result.margin == -2).all()
-    assert torch.equal(result.adversarial, x)
+    assert torch.equal(result.adversarial, x) or case.options.get("random_start")
 
 
 @every

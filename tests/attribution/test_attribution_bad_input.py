@@ -222,3 +222,12 @@ def test_nan_on_the_way_is_told_about():
         IntegratedGradients(NotANumber()).attribute(x, -x, target=0)
     with pytest.raises(OutputError, match="tuple of 2"):
         FeatureAblation(ReturnsAPair()).attribute(x)
+
+
+def test_what_captum_would_pass_to_autograd():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
+    method, x = LayerIntegratedGradients(model, model[0]), torch.rand(2, 3)
+    plain = method.attribute(x, target=0)
+    assert torch.equal(method.attribute(x, target=0, grad_kwargs={"allow_unused": True}), plain)
+    with pytest.raises(ValueError, match="grad_kwargs may hold 'allow_unused' alone, got retain_graph"):
+        method.attribute(x, target=0, grad_kwargs={"retain_graph": True})

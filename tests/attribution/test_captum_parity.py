@@ -115,7 +115,7 @@ def assert_agree(*args, **kwargs):
 # --- names ------------------------------------------------------------------------------------------------
 
 NAMES = (*INPUTS, "LayerIntegratedGradients", "NeuronIntegratedGradients")
-LEFT = {"self", "kwargs", "grad_kwargs"}  # what captum passes on to a gradient function of one's own
+LEFT = {"self", "kwargs"}
 
 
 METHODS = ("__init__", "attribute", "compute_convergence_delta")
