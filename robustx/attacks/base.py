@@ -287,9 +287,9 @@ def whole(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def warn_if_flat(g: Tensor) -> None:
-    """Warns if gradients [N, D] are zero."""
-    flat = int((g == 0).all(1).sum())
+def warn_if_flat(margin: Tensor, g: Tensor) -> None:
+    """Warns if gradients [N, D] are zero where there is a margin [N] at all."""
+    flat = int(((g == 0).all(1) & ~margin.isnan()).sum())
     if flat:
         warnings.warn(
             f"the gradient is exactly zero for {flat} of {len(g)} examples: their loss is saturated or the model "

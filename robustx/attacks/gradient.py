@@ -22,8 +22,8 @@ def fgsm(f: Probe, region: Region, rows: Tensor) -> Found:
 
     Goodfellow, Shlens, Szegedy (ICLR 2015), section 4, for any norm and box.
     """
-    g = f.grad(region.centre, rows)[1]
-    warn_if_flat(g)
+    margin, g = f.grad(region.centre, rows)
+    warn_if_flat(margin, g)
     z = region.step(region.centre, g, region.radius)
     return Found(z, f.value(z, rows), region.size(z))
 
@@ -46,7 +46,7 @@ def pgd(
     for step in range(steps + 1):
         margin, g = f.grad(z, rows) if step < steps else (f.value(z, rows), z)
         if step == 0 and steps:
-            warn_if_flat(g)
+            warn_if_flat(margin, g)
         best = best.put(left, best.at(left).stronger(Found(z, margin, region.size(z))))
         if stop and (margin > 0).any():
             going = ~(margin > 0)
