@@ -1,5 +1,7 @@
 """Gates: closed they change nothing, open they give exactly the reference; at inputs and at layers."""
 
+from functools import partial
+
 import pytest
 import torch
 from models import InPlaceCNN, Nested, Recurrent, TwoInputs, linear, mlp
@@ -27,14 +29,23 @@ def rand(*shape):
     return torch.randn(B, *shape, dtype=torch.float64)
 
 
+def ids():
+    return torch.randint(4, (B, 2))  # the reference is 9 - ids: all of them change
+
+
+def beside_ones(model, ids):
+    return model(ids, torch.ones(len(ids), 2).double())
+
+
 SITUATIONS = {  # model, inputs, where the gates stand
     "linear": lambda: (linear(), (rand(5),), None),
     "in place": lambda: (InPlaceCNN(), (rand(2, 4, 4),), None),
     "two inputs": lambda: (TwoInputs(), (rand(5), rand(2, 3)), None),
-    "ids beside floats": lambda: (Tokens(), (torch.randint(10, (B, 2)), rand(2)), None),
+    "ids beside floats": lambda: (Tokens(), (ids(), rand(2)), None),
+    "ids alone": lambda: (partial(beside_ones, Tokens()), (ids(),), None),
     "a layer": lambda: (m := mlp(), (rand(5),), Layer(m[1])),
     "into a layer": lambda: (m := mlp(), (rand(5),), Layer(m[2], "input")),
-    "an embedding": lambda: (m := Tokens(), (torch.randint(10, (B, 2)), rand(2)), Layer(m.embedding)),
+    "an embedding": lambda: (m := Tokens(), (ids(), rand(2)), Layer(m.embedding)),
     "a nested layer": lambda: (m := Nested(), (rand(5),), Layer(m.split)),
     "after an LSTM": lambda: (m := Recurrent(), (rand(3, 5),), Layer(m.head)),
 }
@@ -56,6 +67,8 @@ def test_closed_gates_change_nothing_and_open_ones_give_the_reference(make):
     g = gated(f, features, reference)
     shut, wide = torch.zeros_like(g.point), torch.ones_like(g.point)
     assert g.point.shape == (B, features.count) and torch.equal(g.point, shut)
+    floats = any(t.is_floating_point() for t in f.here)
+    assert g.point.dtype == (torch.float64 if floats else torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(g.at.blend(shut, f.everyone), f.here, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(g.at.blend(wide, f.everyone), other.here, strict=True))
     assert_close(g.value(shut), f.score)

@@ -62,6 +62,10 @@ def test_baselines_for_integers_are_integers():
     assert ids.dtype == torch.long and (ids == 3).all() and (x == 0.5).all()
 
 
+def test_baselines_bring_no_graph():
+    assert not through(ROWS.clone().requires_grad_())(one())[0].requires_grad
+
+
 def test_at_a_layer_inputs_go_through_and_constants_stay():
     model, x = mlp(), rand(5)
     f = Probe(model, (x,), at=Layer(model[1]))

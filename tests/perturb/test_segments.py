@@ -25,8 +25,15 @@ def test_ids_are_whole_consecutive_and_fit_the_pictures(method, channels):
     assert mask.shape == (2, 1, 16, 16) and mask.dtype == torch.long
     for m in mask:
         assert m.unique().tolist() == list(range(int(m.max()) + 1)) and m.max() > 0
-    assert torch.equal(mask[0], mask[1])  # scale and offset do not matter
+    assert torch.equal(mask[0], mask[1])
     assert torch.equal(superpixels(x[1], method, 8, **OPTIONS.get(method, {})), mask[1:])
+
+
+@every
+def test_scale_and_offset_do_not_matter(method):
+    x = (torch.rand(1, 3, 16, 16) * 64).round() / 64  # so that what follows is exact
+    options = OPTIONS.get(method, {})
+    assert torch.equal(superpixels(256 * x - 3, method, 8, **options), superpixels(x - 0.5, method, 8, **options))
 
 
 @pytest.mark.parametrize("method", ["slic", "felzenszwalb", "quickshift"])
