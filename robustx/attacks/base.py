@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..engine.guard import guarded, untouched
+from ..engine.memory import Pace
 from ..engine.packing import finest
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise, identities
-from ..perturb.goals import Climb, Goal, Loss, class_goal
+from ..perturb.goals import LOSSES, Climb, Goal, Loss, aim, class_goal
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region, box, packed
 
@@ -140,6 +141,11 @@ class Attack(ABC):
             if not isinstance(bounds, tuple | list) or len(bounds) != 2:
                 raise ValueError(f"bounds must be a pair (lowest, highest), such as (0, 1), got {bounds!r}")
             lower_bound, upper_bound = bounds
+        if not callable(loss_func) and loss_func is not None and loss_func not in LOSSES:
+            raise ValueError(
+                f"loss_func must be one of {', '.join(map(repr, LOSSES))} or a function, got {loss_func!r}"
+            )
+        Pace(batch_size)  # refuses what is no batch size
         self.forward_func = forward_func
         self.loss_func = "ce" if loss_func is None else loss_func
         self.lower_bound, self.upper_bound = lower_bound, upper_bound
@@ -186,8 +192,8 @@ class Attack(ABC):
         f = door.probe(
             self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
         )
-        aim = goal or class_goal(f, y, targeted, self.loss_func)
-        f = f.to(of=aim)
+        want = aim(f, goal, y, targeted, self.loss_func)
+        f = f.to(of=want)
         region = self._region(f, self.eps if eps is None else eps, mask)
         margin = f.score
         left = (~(margin > 0)).nonzero().squeeze(1)
@@ -195,7 +201,7 @@ class Attack(ABC):
         if len(left):
             noise = Noise(self.seed, type(self).__name__, identities(region.centre))
             slack = 8 * torch.finfo(margin.dtype).eps * (1 + margin.abs())  # what a batch of another shape may round
-            found = self.search(f.to(of=aim.firm(slack), strict=False), region.at(left), left, noise.at(left))
+            found = self.search(f.to(of=want.firm(slack), strict=False), region.at(left), left, noise.at(left))
             best = best.put(left, Found(found.z, found.margin.to(margin), found.size.to(margin)))
         held = region.settle(best.z, f.packing)
         best = self._verified(f, region, held, margin)
@@ -268,7 +274,10 @@ def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:
     Raises:
         ValueError: a wrong shape, NaN, or below zero.
     """
-    t = torch.as_tensor(value, dtype=finest(f.point[:0]).dtype, device=f.device).to(f.point.dtype)
+    try:
+        t = torch.as_tensor(value, dtype=finest(f.point[:0]).dtype, device=f.device).detach().to(f.point.dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be a number or one per example, got {value!r}") from None
     if t.numel() not in (1, f.examples) or t.ndim > 1:
         raise ValueError(
             f"{name} must be one number or one per example [{f.examples}], got shape {tuple(t.shape)}; "
@@ -279,12 +288,6 @@ def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:
             f"{name} must not be negative or NaN, got {t[~(t >= 0)].flatten()[0]:g}; 0 leaves inputs alone"
         )
     return t.reshape(-1).expand(f.examples)
-
-
-def whole(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least ``least``."""
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def warn_if_flat(margin: Tensor, g: Tensor) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.checks import whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..engine.scores import Everything
 from ..perturb.goals import Leave, Loss, as_logits
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
-from .base import Found, Perturbation, per_row, warn_if_flat, whole
+from .base import Found, Perturbation, per_row, warn_if_flat
 
 
 def fgsm(f: Probe, region: Region, rows: Tensor) -> Found:
@@ -174,14 +175,15 @@ class PGD(Perturbation):
                     near,
                     rows[left],
                     self.steps,
-                    self._length(f, near, rows[left]),
+                    self.length(f, near, rows[left]),
                     None if start is None else start[left],
                     self.early_stop,
                 )
                 best = best.put(left, best.at(left).stronger(found))
         return best
 
-    def _length(self, f: Probe, region: Region, rows: Tensor) -> Tensor:
+    def length(self, f: Probe, region: Region, rows: Tensor) -> Tensor:
+        """Of a step, for each of the rows [N]."""
         if self.step_size is not None:
             return per_row(self.step_size, f, "step_size")[rows]
         return 2.5 * region.radius / max(self.steps, 1)
@@ -196,13 +198,13 @@ class PGD(Perturbation):
         additional_forward_args: Any = None,
         targeted: bool = False,
         random_start: bool = False,
-        norm: str | Norm = "Linf",
+        norm: str | Norm | None = None,
         mask: Any = None,
     ) -> Any:
         """Captum's call: ``step_num`` steps of ``step_size`` within ``radius``; the best point of each example.
 
         Steps are the steepest of the norm (Captum takes the sign of the gradient in L2, too), and no example stops
-        early. ``radius`` and ``step_size`` may be numbers, or one per example.
+        early. ``radius`` and ``step_size`` may be numbers, or one per example. ``norm`` overrides the constructor's.
         """
         whole("step_num", step_num, 0)
 
@@ -211,5 +213,5 @@ class PGD(Perturbation):
             return pgd(f, region, rows, step_num, per_row(step_size, f, "step_size"), start, stop=False)
 
         same = copy(self)
-        same.norm = norm_of(norm)
+        same.norm = self.norm if norm is None else norm_of(norm)
         return same._perturb(inputs, radius, target, additional_forward_args, targeted, mask, search)

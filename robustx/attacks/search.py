@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..engine.checks import whole
 from ..engine.guard import guarded
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import labels
 from ..perturb.region import Region
-from .base import Found, Perturbation, whole
+from .base import Attack, Found, Perturbation
 from .gradient import PGD, pgd
 
 Search = Callable[[Region, Tensor, Tensor | None], Found]
@@ -61,7 +64,7 @@ def shrunk(f: Probe, region: Region, rows: Tensor, found: Found, rounds: int = 8
     return found.put(left, best)
 
 
-class Bisection(PGD):
+class Bisection(Attack):
     """The smallest perturbation that PGD finds: its budget is bisected, example by example, all at once.
 
     ``eps`` is the largest budget that is tried; examples that resist it come back without success and with the
@@ -84,15 +87,24 @@ class Bisection(PGD):
     minimal = True
 
     def __init__(self, *args: Any, rounds: int = 12, **options: Any) -> None:
-        super().__init__(*args, **options)
-        whole("rounds", rounds, 0)
-        self.rounds = rounds
+        self.pgd = p = PGD(*args, **options)
+        super().__init__(
+            p.forward_func,
+            p.loss_func,
+            p.lower_bound,
+            p.upper_bound,
+            norm=p.norm,
+            eps=p.eps,
+            seed=p.seed,
+            batch_size=p.batch_size,
+        )
+        self.rounds = whole("rounds", rounds, 0)
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
         place = torch.full_like(f.everyone, -1).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
 
         def attempt(near: Region, some: Tensor, start: Tensor | None) -> Found:
-            found = super(Bisection, self).search(f, near, some, noise.at(place[some]))
+            found = self.pgd.search(f, near, some, noise.at(place[some]))
             if start is None or bool(found.success.all()):
                 return found
             left = (~found.success).nonzero().squeeze(1)
@@ -100,8 +112,8 @@ class Bisection(PGD):
                 f,
                 near.at(left),
                 some[left],
-                self.steps,
-                self._length(f, near.at(left), some[left]),
+                self.pgd.steps,
+                self.pgd.length(f, near.at(left), some[left]),
                 start[left],
             )
             return found.put(left, found.at(left).stronger(warm))
@@ -114,13 +126,13 @@ class MinParamPerturbation:
 
     Captum's constructor and call. Captum looks for one value at which some example of the batch goes wrong; here each
     example has its own search, and all are searched together: one attack and one forward pass for each value
-    that some example still has to try.
+    that some example still has to try, or for all of them where the attack takes one value per example.
 
     Args:
         forward_func: the model.
-        attack: a function (inputs, **{arg_name: value}, **attack_kwargs) -> perturbed inputs, or an attack that has
-            ``perturb``.
-        arg_name: the argument that is searched over.
+        attack: a function (inputs, **{arg_name: value}, **attack_kwargs) -> perturbed inputs, or an attack: its
+            ``perturb`` is called, or, where that does not know the argument, the attack itself.
+        arg_name: the argument that is searched over: of that call, or of an attack's constructor.
         arg_min, arg_max, arg_step: its values: arg_min + k * arg_step, below arg_max.
         mode: ``"linear"`` tries them in order; ``"binary"`` bisects, which assumes that larger is stronger.
         num_attempts: tries for each value, for attacks that draw at random.
@@ -153,6 +165,9 @@ class MinParamPerturbation:
         apply_before_preproc: bool = False,
         correct_fn: Callable[..., Any] | None = None,
     ) -> None:
+        for name, value in (("forward_func", forward_func), ("attack", attack)):
+            if not callable(value):
+                raise TypeError(f"{name} must be callable, got {type(value).__name__}")
         if not (arg_step > 0 and arg_max > arg_min + arg_step):
             raise ValueError(
                 f"arg_min, arg_max, arg_step must leave more than one value, got {arg_min}, {arg_max}, {arg_step}"
@@ -161,7 +176,7 @@ class MinParamPerturbation:
             raise ValueError(f"mode must be 'linear' or 'binary', got {mode!r}")
         whole("num_attempts", num_attempts, 1)
         self.forward_func, self.attack, self.arg_name = forward_func, attack, arg_name
-        self.perturb = attack.perturb if isinstance(attack, Perturbation) else attack
+        self.perturb = _mover(attack, arg_name)
         self.arg_min, self.arg_max, self.arg_step = arg_min, arg_max, arg_step
         self.mode, self.num_attempts = str(mode).lower(), num_attempts
         self.preproc_fn, self.apply_before_preproc = preproc_fn, apply_before_preproc
@@ -202,13 +217,15 @@ class MinParamPerturbation:
         limit = None if perturbations_per_eval is None else perturbations_per_eval * max(count, 1)
         best: list[tuple[float, Any] | None] = [None] * count
 
-        def wrong(rows: list[int], value: float) -> list[int]:
-            """Which of the rows go wrong at this value; keeps their perturbed inputs."""
-            gone: list[int] = []
+        def wrong(tried: dict[int, float]) -> set[int]:
+            """Which rows go wrong at the values tried; keeps their perturbed inputs."""
+            gone: set[int] = set()
             for _ in range(self.num_attempts):
-                left = [r for r in rows if r not in gone]
+                left = [r for r in tried if r not in gone]
                 if not left:
                     break
+                several = len({tried[r] for r in left}) > 1
+                value = torch.tensor([tried[r] for r in left]) if several else tried[left[0]]
                 moved = self.perturb(
                     _rows(base, left, count), **_kwargs(attack_kwargs, left, count), **{self.arg_name: value}
                 )
@@ -216,8 +233,8 @@ class MinParamPerturbation:
                 right = self._right(seen, left, count, further, target, correct_fn_kwargs, limit)
                 for i, r in enumerate(left):
                     if not right[i]:
-                        gone.append(r)
-                        best[r] = value, _rows(moved, [i], len(left))
+                        gone.add(r)
+                        best[r] = tried[r], _rows(moved, [i], len(left))
             return gone
 
         walk = self._linear if self.mode == "linear" else self._binary
@@ -227,23 +244,22 @@ class MinParamPerturbation:
         values = torch.tensor([b[0] if b else torch.nan for b in best], dtype=torch.float64)
         return _together([b[1] if b else _rows(base, [r], count) for r, b in enumerate(best)], base), values
 
-    def _linear(self, count: int, wrong: Callable[[list[int], float], list[int]]) -> None:
-        left = list(range(count))
+    def _linear(self, count: int, wrong: Callable[[dict[int, float]], set[int]]) -> None:
+        left = set(range(count))
         for value in self.values:
-            gone = set(wrong(left, value)) if left else set()
-            left = [r for r in left if r not in gone]
+            left -= wrong(dict.fromkeys(sorted(left), value))
 
-    def _binary(self, count: int, wrong: Callable[[list[int], float], list[int]]) -> None:
+    def _binary(self, count: int, wrong: Callable[[dict[int, float]], set[int]]) -> None:
         values = self.values
         spans = {r: (0, len(values)) for r in range(count)}  # the first wrong value is in [low, high]
         while spans:
-            trials: dict[int, list[int]] = {}
-            for r, (low, high) in spans.items():
-                trials.setdefault((low + high) // 2, []).append(r)
-            for k, rows in trials.items():
-                gone = set(wrong(rows, values[k]))
-                for r in rows:
-                    spans[r] = (spans[r][0], k) if r in gone else (k + 1, spans[r][1])
+            middle = {r: (low + high) // 2 for r, (low, high) in spans.items()}
+            together = isinstance(self.attack, Attack) and self.arg_name in PER_EXAMPLE
+            for ks in [set(middle.values())] if together else [{k} for k in sorted(set(middle.values()))]:
+                tried = {r: values[k] for r, k in middle.items() if k in ks}
+                gone = wrong(tried)
+                for r in tried:
+                    spans[r] = (spans[r][0], middle[r]) if r in gone else (middle[r] + 1, spans[r][1])
             spans = {r: (low, high) for r, (low, high) in spans.items() if low < high}
 
     def _right(
@@ -276,6 +292,26 @@ class MinParamPerturbation:
                 one = [_kwargs(more, [i], len(rows)) for i in range(len(rows))]
                 right = [all(_flags(self.correct_fn(out[i : i + 1], **k))) for i, k in enumerate(one)]
         return right if len(rows) > 1 else [all(right)]
+
+
+PER_EXAMPLE = ("eps", "epsilon", "radius", "step_size")
+"""Arguments for which an attack takes one value per example."""
+
+
+def _mover(attack: Callable[..., Any], arg_name: str) -> Callable[..., Any]:
+    if isinstance(attack, Perturbation) and arg_name in signature(attack.perturb).parameters:
+        return attack.perturb
+    if not isinstance(attack, Attack):
+        return attack
+    if not hasattr(attack, arg_name):
+        raise ValueError(f"arg_name {arg_name!r} is no argument of {type(attack).__name__}, nor of its call")
+
+    def move(inputs: Any, **kwargs: Any) -> Any:
+        other = copy(attack)
+        setattr(other, arg_name, kwargs.pop(arg_name))
+        return other(inputs, **kwargs)
+
+    return move
 
 
 def _flags(told: Any) -> list[bool]:

@@ -1,6 +1,5 @@
 """Methods that need values only: features give way to a reference, and the score is watched."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -95,12 +94,7 @@ class FeatureAblation(Attribution):
             f.pace.limit = perturbations_per_eval * max(f.examples, 1)
         if target is None:
             f = f.to(of=Everything())
-        if isinstance(feature_mask, Mapping):
-            if set(feature_mask) != set(door.names or ()):
-                told = ", ".join(door.names) if door.names else "no dict"
-                raise ValueError(f"feature_mask is for {', '.join(feature_mask)}, but the inputs are {told}")
-            feature_mask = tuple(feature_mask[n] for n in door.names or ())
-        features = from_masks(feature_mask, f.inputs)
+        features = from_masks(feature_mask, f.inputs, door.names)
         falls, rows = self._falls(f, features, through(baselines), show_progress)
         return door.out(Packing.of(f.inputs).split(features.spread(falls, rows)))
 
@@ -130,4 +124,4 @@ def _corners(g: Probe, which: Tensor, n: int) -> Tensor:
 def _flat(out: Any) -> Tensor:
     if not isinstance(out, Tensor | int | float):
         raise TypeError(type(out).__name__)
-    return torch.as_tensor(out).reshape(-1)
+    return torch.as_tensor(out, dtype=None if isinstance(out, Tensor) else torch.float64).reshape(-1)

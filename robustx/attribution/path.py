@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..engine.checks import whole
 from ..engine.guard import guarded
 from ..engine.packing import row_sums
 from ..engine.probe import Door, Probe
@@ -254,9 +255,7 @@ def quadrature_of(method: str, steps: int) -> Quadrature:
     if method not in RULES:
         raise ValueError(f"method must be one of {', '.join(map(repr, RULES))}, got {method!r}")
     least = 2 if method == "riemann_trapezoid" else 1
-    if not isinstance(steps, int) or steps < least:
-        raise ValueError(f"n_steps must be a whole number of at least {least}, got {steps!r}")
-    return RULES[method](steps)
+    return RULES[method](whole("n_steps", steps, least))
 
 
 def _delta(f: Probe, parts: tuple[Tensor, ...], baselines: Any) -> Tensor:

@@ -14,7 +14,7 @@ from ..engine.guard import guarded
 from ..engine.packing import finest, row_sums
 from ..engine.probe import Door, Probe
 from ..perturb.features import Partition, from_masks
-from ..perturb.goals import Goal, class_goal
+from ..perturb.goals import Goal, aim
 from ..perturb.references import blur, through
 from ..perturb.region import box
 from .domain import Domain, Move, Replace, change
@@ -178,8 +178,8 @@ class Guided:
             (one range per column, or per example and column). Not needed with a reference.
         reference: let features give way to this instead of moving freely: ``"blur"``, a number, a tensor that
             broadcasts to the inputs (another picture, say), or any :data:`robustx.perturb.Reference`.
-        by: the least margin, in logits, by which the goal must be reached; above 0, so that rounding in another
-            batch does not undo it.
+        by: the least margin by which the goal must be reached (in logits, for classes); above 0, so that rounding in
+            another batch does not undo it. Default: 1e-4, or as small a share of the margin at the start.
         steps: gradient steps per set of features that is tried.
         budget: all sets of a size are tried if there are at most this many.
         batch_size: most rows in one pass; None fills the memory budget.
@@ -198,13 +198,17 @@ class Guided:
         bounds: tuple[float | Tensor, float | Tensor] | None = None,
         *,
         reference: Any = None,
-        by: float = 1e-4,
+        by: float | None = None,
         steps: int = 12,
         budget: int = 512,
         batch_size: int | None = None,
     ) -> None:
         if not callable(forward_func):
             raise TypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
+        if bounds is not None and reference is not None:
+            raise ValueError("give bounds or a reference, not both: features move inside a box, or give way whole")
+        if bounds is not None and (not isinstance(bounds, tuple | list) or len(bounds) != 2):
+            raise ValueError(f"bounds must be a pair (lowest, highest), such as (0, 1), got {bounds!r}")
         if bounds is None and reference is None:
             raise ValueError(
                 "say how features may change: bounds=(0, 1) lets them move inside a box, reference='blur' (or a "
@@ -212,7 +216,7 @@ class Guided:
             )
         if isinstance(reference, str) and reference != "blur":
             raise ValueError(f"reference must be 'blur', a number, a tensor or a Reference, got {reference!r}")
-        if not by > 0:
+        if by is not None and not by > 0:
             raise ValueError(f"by must be above 0, got {by!r}: at 0 a counterfactual may not survive rounding")
         self.forward_func, self.bounds, self.reference = forward_func, bounds, reference
         self.by, self.steps, self.budget, self.batch_size = by, steps, budget, batch_size
@@ -227,7 +231,7 @@ class Guided:
         goal: Goal | None = None,
         feature_mask: Any = None,
         names: Sequence[str] | None = None,
-        immutable: Iterable[int | str] = (),
+        immutable: Iterable[int | str] | int | str = (),
         additional_forward_args: Any = None,
         additional_forward_kwargs: dict[str, Any] | None = None,
     ) -> CounterfactualResult:
@@ -249,15 +253,14 @@ class Guided:
         f = door.probe(
             self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
         )
-        aim = goal or class_goal(f, y, targeted)
-        f = f.to(of=aim)
+        want = aim(f, goal, y, targeted)
+        f = f.to(of=want)
         before = f.score
-        features = from_masks(
-            tuple(feature_mask.values()) if isinstance(feature_mask, dict) else feature_mask, f.inputs
-        )
+        features = from_masks(feature_mask, f.inputs, door.names)
         told = _names(features, names)
         movable = self._movable(f, features, told, immutable)
-        domain = self._domain(f.to(of=aim.firm(self.by), strict=False), features)
+        least = 1e-4 * before.abs().clamp(max=1) if self.by is None else torch.full_like(before, self.by)
+        domain = self._domain(f.to(of=want.firm(least), strict=False), features)
         best, tried = guided(domain, movable, self.budget)
         found = best.found[:, None]
         after = domain.inputs(torch.where(found, best.z, domain.home))
@@ -277,7 +280,7 @@ class Guided:
             valid=margin > 0,
             margin=margin,
             before=before,
-            nearest=torch.maximum(best.margin + self.by, before),
+            nearest=torch.maximum(best.margin + least, before),
             changed=sets,
             distance=row_sums([w.abs() for w in way]),
             contributions=shares.to(before.device),
@@ -287,11 +290,13 @@ class Guided:
             backwards=f.meter.backward.clone(),
         )
 
-    def _movable(self, f: Probe, features: Partition, names: Sequence[str], immutable: Iterable[int | str]) -> Tensor:
+    def _movable(
+        self, f: Probe, features: Partition, names: Sequence[str], immutable: Iterable[int | str] | int | str
+    ) -> Tensor:
         ids = features.known.tolist()
         movable = torch.ones(f.examples, features.count, dtype=torch.bool, device=f.device)
         movable &= features.gather(torch.ones(f.examples, sum(f.packing.sizes), device=f.device), f.everyone) > 0
-        for one in [immutable] if isinstance(immutable, str) else immutable:
+        for one in [immutable] if isinstance(immutable, str | int) else immutable:
             known: list[Any] = list(names) if isinstance(one, str) else ids
             if one not in known:
                 raise ValueError(f"immutable names {one!r}, which is no feature; known are {_some(known)}")

@@ -1,5 +1,6 @@
 """Guard: what robustx does with a model leaves no trace on it, nor on the process."""
 
+import dis
 import functools
 import inspect
 import random
@@ -25,9 +26,10 @@ def modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
     elif inspect.ismethod(model):
         parts = (model.__self__,)
     elif inspect.isfunction(model):
-        used = inspect.getclosurevars(model)
+        loaded = {i.argval for i in dis.get_instructions(model) if i.opname == "LOAD_GLOBAL"}
+        cells = inspect.getclosurevars(model).nonlocals.values()
         defaults = (*(model.__defaults__ or ()), *(model.__kwdefaults__ or {}).values())
-        parts = (*used.globals.values(), *used.nonlocals.values(), *defaults)
+        parts = (*(v for k, v in model.__globals__.items() if k in loaded), *cells, *defaults)
     elif isinstance(model, Mapping):
         parts = model.values()
     elif isinstance(model, list | tuple):

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 PILOT = 8  # rows of the first pass, which is weighed
 MOST = 16_384  # rows that go at once however light they are
-CPU_BUDGET = 1 << 30  # bytes; fixed, so that a run does not depend on what else the machine does
+CPU_BUDGET = 1 << 27  # bytes; fixed, so that a run does not depend on what else the machine does, and near the caches
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Pace:
 
     Args:
         limit: most rows in one pass (``internal_batch_size`` and ``perturbations_per_eval`` arrive here).
-        budget: bytes for the activations of one pass; None: 1 GiB on a CPU, a quarter of a GPU's memory.
+        budget: bytes for the activations of one pass; None: 128 MiB on a CPU, a quarter of a GPU's memory.
     """
 
     limit: int | None = None

@@ -95,8 +95,7 @@ class Probe:
         if isinstance(self.at, Input):
             return self.inputs
 
-        def read(part: slice) -> Tensors:
-            rows = self.everyone[part]
+        def look(rows: Tensor) -> Tensors:
             call = self._call(rows)
 
             def counted(inputs: Tensors) -> Any:  # a site may know its value without asking the model
@@ -113,8 +112,17 @@ class Probe:
                     )
             return here
 
-        parts = [here for _, here in self.pace.batches(self.examples, self.device, read, "read")]
-        return tuple(torch.cat(t) for t in zip(*(parts or [read(slice(0, 0))]), strict=True))
+        def read(rows: Tensor) -> list[Tensors]:
+            work = self.pace.batches(len(rows), self.device, lambda part: look(rows[part]), "read")
+            return [here for _, here in work]
+
+        # As many rows as examples may be chance (the state of an LSTM), but not for two numbers of them: the first
+        # example is read apart from the others, or once more where that leaves no two numbers.
+        first, others = self.everyone[:1], self.everyone[1:]
+        parts = read(first) + read(others)
+        if self.examples and len(others) < 2:
+            read(first.expand(2))
+        return tuple(torch.cat(t) for t in zip(*(parts or [look(first)]), strict=True))
 
     @cached_property
     def packing(self) -> Packing:
@@ -274,6 +282,8 @@ class Probe:
     def _explain(self, inputs: Tensors, e: RuntimeError) -> str:
         told = ", ".join(f"{tuple(t.shape)} {str(t.dtype)[6:]} on {t.device}" for t in inputs)
         hint = "give inputs as the model takes them, batch first"
+        if any(p.is_inference() for m in modules_of(self.model) for p in m.parameters()):
+            hint = "the model was made under torch.inference_mode, so it has no gradients: make it outside"
         weights = next((p for m in modules_of(self.model) for p in m.parameters() if p.is_floating_point()), None)
         for t in inputs:
             if weights is None:
@@ -312,6 +322,20 @@ class Probe:
         self.meter.forward.index_add_(0, rows, one)
         if backward:
             self.meter.backward.index_add_(0, rows, one * backward)
+
+
+def by_name(value: Any, names: tuple[str, ...] | None, what: str) -> Any:
+    """A dict's values in the order of the inputs' names; anything else as it is.
+
+    Raises:
+        ValueError: the names are not those of the inputs.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    if names is None or set(value) != set(names):
+        told = ", ".join(names) if names else "no dict"
+        raise ValueError(f"{what} is for {', '.join(map(str, value))}, but the inputs are {told}")
+    return tuple(value[n] for n in names)
 
 
 @dataclass(frozen=True)

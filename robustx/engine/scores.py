@@ -1,7 +1,7 @@
 """Scores: what one number per row is read off the model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index as as_int
@@ -115,8 +115,12 @@ class Output(Score):
                     raise IndexError(f"there are {out.shape[1]} columns")
                 picked = out[torch.arange(len(out), device=out.device), columns]
             else:
-                picked = torch.stack([out[(n, *i[r])] for n, r in enumerate(rows.tolist())]) if len(rows) else out[:, 0]
-        except IndexError as e:
+                places = torch.tensor(i)[rows.cpu()].reshape(len(rows), -1)  # [N, axes]
+                size = torch.tensor(out.shape[1 : 1 + places.shape[1]])
+                if places.shape[1] >= out.ndim or ((places >= size) | (places < -size)).any():
+                    raise IndexError(f"an index does not fit the {out.ndim - 1} axes behind the batch")
+                picked = out[(torch.arange(len(out), device=out.device), *places.to(out.device).unbind(1))]
+        except (IndexError, ValueError) as e:
             raise TargetError(
                 f"Cannot choose target column with output shape {tuple(out.shape)} and target {self.target!r}: {e}"
             ) from None
@@ -173,7 +177,10 @@ def tensor_output(out: Any, rows: Tensor) -> Tensor:
     """
     if not isinstance(out, Tensor):
         told = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, tuple | list) else "")
-        raise OutputError(f"model must return one tensor, got {told}; wrap it, for example: lambda x: model(x)[0]")
+        way = "wrap it, for example: lambda x: model(x)[0]"
+        if isinstance(out, Mapping):
+            way = f"wrap it, for example: lambda x: model(x)[{next(iter(out), 'logits')!r}]"
+        raise OutputError(f"model must return one tensor, got {told}; {'return it' if out is None else way}")
     if out.ndim == 0 or len(out) != len(rows):
         raise OutputError(
             f"model must return one row per example, got shape {tuple(out.shape)} for {len(rows)} rows; "

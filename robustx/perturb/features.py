@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine.packing import Packing, Tensors, flat
+from ..engine.probe import by_name
 
 
 class Features(ABC):
@@ -75,7 +77,7 @@ def elements(d: int, device: torch.device | None = None) -> Partition:
     return Partition(torch.arange(d, device=device))
 
 
-def from_masks(masks: Tensor | Sequence[Tensor] | None, inputs: Tensors) -> Partition:
+def from_masks(masks: Any, inputs: Tensors, names: tuple[str, ...] | None = None) -> Partition:
     """Features from Captum's ``feature_mask``: integer tensors that broadcast to the inputs.
 
     Ids are shared across the tensors (the same id in two of them is one feature) and need not be consecutive.
@@ -86,7 +88,8 @@ def from_masks(masks: Tensor | Sequence[Tensor] | None, inputs: Tensors) -> Part
     b, device = len(inputs[0]), inputs[0].device
     if masks is None:
         return elements(sum(Packing.of(inputs).sizes), device)
-    masks = (masks,) if isinstance(masks, Tensor) else tuple(masks)
+    masks = by_name(masks, names, "feature_mask")
+    masks = tuple(masks) if isinstance(masks, tuple | list) else (torch.as_tensor(masks),)
     if len(masks) != len(inputs):
         raise ValueError(f"feature_mask must have one tensor for each of the {len(inputs)} inputs, got {len(masks)}")
     shared = all(m.ndim == 0 or m.shape[0] == 1 or m.ndim < t.ndim for m, t in zip(masks, inputs, strict=True))

@@ -114,7 +114,7 @@ class _ClassGoal(Goal):
     def climb(self, out: Any, rows: Tensor) -> Tensor:
         """The loss away from ``y`` [N]."""
         if callable(self.loss):
-            return one_each(self.loss(out, self.y[rows]), rows)
+            return per_example(self.loss(out, self.y[rows]), rows)
         return LOSSES[self.loss](as_logits(out, rows), self.y[rows])
 
 
@@ -132,7 +132,7 @@ class Leave(_ClassGoal):
             return self.climb(out, rows)
         y, t = self.y[rows][:, None], self.toward[rows][:, None]
         if callable(self.loss):
-            return -one_each(self.loss(out, t.squeeze(1)), rows)
+            return -per_example(self.loss(out, t.squeeze(1)), rows)
         logits = as_logits(out, rows)
         if self.loss == "ce":
             return -cross_entropy(logits, t.squeeze(1))
@@ -158,24 +158,30 @@ class Reach(_ClassGoal):
 
 @dataclass(frozen=True, eq=False)
 class Between(Goal):
-    """A number read off the output (as ``target`` says) lies strictly between ``low`` and ``high``."""
+    """A number read off the output (as ``target`` says) lies strictly between ``low`` and ``high``: numbers, or one
+    per example [B].
+    """
 
-    low: float = -torch.inf
-    high: float = torch.inf
+    low: float | Tensor = -torch.inf
+    high: float | Tensor = torch.inf
     target: Target = None
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
+        if not bool(torch.as_tensor(self.low < self.high).all()):
             raise ValueError(f"low must be less than high, got {self.low} and {self.high}: nothing lies between them")
 
     def lead(self, out: Any, rows: Tensor) -> Tensor:
         v = Output(self.target).value(out, rows)
-        return torch.minimum(v - self.low, self.high - v)
+        low, high = (b[rows] if isinstance(b, Tensor) and b.ndim else b for b in (self.low, self.high))
+        return torch.minimum(v - low, high - v)
 
 
 @dataclass(frozen=True, eq=False)
 class Until(Goal):
-    """Any goal of one's own: a function from the model's output to margins [N], above 0 where it is reached."""
+    """Any goal of one's own: a function from the model's output to margins [N], above 0 where it is reached.
+
+    It sees some rows at a time; what differs from example to example belongs to :class:`Between`.
+    """
 
     margin: Callable[[Any], Tensor]
 
@@ -196,8 +202,34 @@ class Climb(Goal):
 
     def lead(self, out: Any, rows: Tensor) -> Tensor:
         t = self.target
-        follows = isinstance(t, Tensor) and t.ndim > 0 and len(t) > 1
-        return self.sign * one_each(self.loss(out, t[rows.to(t.device)] if follows else t), rows)
+        if isinstance(t, list) and len(t) > 1:
+            t = [t[r] for r in rows.tolist()]
+        elif isinstance(t, Tensor) and t.ndim and len(t) > 1:
+            t = t[rows.to(t.device)]
+        return self.sign * per_example(self.loss(out, t), rows)
+
+
+def per_example(loss: Any, rows: Tensor) -> Tensor:
+    """What a loss of the user's own returned [N].
+
+    Raises:
+        ValueError: it is not one number per row.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != len(rows):
+        told = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss_func must return one number per row, got {told} for {len(rows)} rows; use reduction='none'"
+        )
+    return loss.reshape(len(rows))
+
+
+def aim(f: Probe, goal: Any, y: Any, targeted: bool = False, loss: str | Loss = "margin") -> Goal:
+    """The goal itself, if there is one (a function from outputs to margins will do), else that of the classes ``y``."""
+    if goal is None:
+        return class_goal(f, y, targeted, loss)
+    if not isinstance(goal, Goal) and not callable(goal):
+        raise TypeError(f"goal must be a Goal or a function from outputs to margins, got {type(goal).__name__}")
+    return goal if isinstance(goal, Goal) else Until(goal)
 
 
 def class_goal(f: Probe, y: Any, targeted: bool = False, loss: str | Loss = "margin") -> Goal:
@@ -209,7 +241,7 @@ def class_goal(f: Probe, y: Any, targeted: bool = False, loss: str | Loss = "mar
     if y is None:
         if targeted:
             raise ValueError("targeted=True needs y, the classes to be reached")
-        out = f.to(of=Everything()).score
+        out = f.to(of=Everything(), strict=False).score  # a class may be ruled out by -inf; the margin is checked
         y = as_logits(out, f.everyone).argmax(1) if f.examples else f.everyone
     return (Reach if targeted else Leave)(labels(y, f), loss)
 
@@ -222,7 +254,10 @@ def labels(y: Any, f: Probe) -> Tensor:
     """
     if isinstance(y, tuple) or (isinstance(y, list) and y and isinstance(y[0], tuple)):
         raise ValueError(f"y must hold one class per example, got {y!r}; for positions in larger outputs give a goal")
-    given: Tensor = torch.as_tensor(y, device=f.device)
+    try:
+        given: Tensor = torch.as_tensor(y, device=f.device)
+    except (ValueError, TypeError, RuntimeError):
+        raise ValueError(f"y must hold classes as integers, got {type(y).__name__} of something else") from None
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise ValueError(f"y must hold classes as integers, got {given.dtype}; use y.long() (argmax for one-hot rows)")
     if given.numel() not in (1, f.examples) or given.ndim > 1:

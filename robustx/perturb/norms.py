@@ -48,7 +48,7 @@ class Norm(ABC):
 
     def spendable(self, budget: Tensor) -> Tensor:
         """How much of each budget [N] a size can be: whole units of it."""
-        return budget - budget.remainder(self.unit) if self.unit else budget
+        return (budget / self.unit).floor() * self.unit if self.unit else budget
 
     def __str__(self) -> str:
         return type(self).__name__

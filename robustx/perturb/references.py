@@ -42,6 +42,10 @@ def blur(sigma: float = 3.0) -> Reference:
     def blurred(t: Tensor) -> Tensor:
         from scipy.ndimage import gaussian_filter
 
+        if t.ndim != 4:
+            raise ValueError(
+                f"reference 'blur' is for pictures [B, C, H, W], got shape {tuple(t.shape)}; choose another"
+            )
         widths = (0.0,) * (t.ndim - 2) + (sigma,) * 2
         return torch.from_numpy(gaussian_filter(t.detach().double().cpu().numpy(), widths)).to(t)
 

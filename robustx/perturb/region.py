@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..engine.packing import Packing, Tensors, finest
-from ..engine.probe import Probe
+from ..engine.probe import Probe, by_name
 from ..engine.randomness import Noise
 from .norms import Norm
 
@@ -104,6 +105,7 @@ def box(f: Probe, low: Any, high: Any, finite: bool = False) -> tuple[Tensor, Te
     Raises:
         ValueError: it is empty somewhere, infinite where it must not be, or some example is outside.
     """
+    assert f.point.is_floating_point()  # integers are refused here, before their bounds are
     low, high = packed(low, f, "bounds"), packed(high, f, "bounds")
     if not bool((low <= high).all()):
         raise ValueError("bounds must be (lowest, highest), but somewhere the lowest is above the highest, or NaN")
@@ -128,21 +130,22 @@ def packed(value: Any, f: Probe, name: str) -> Tensor:
     Raises:
         ValueError: they do not broadcast.
     """
-    like, names = f.inputs[0], f.names
+    like = f.inputs[0]
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
+    if value is None:
+        raise ValueError(f"{name} must be a number or a tensor, got None; use torch.inf where there is no bound")
     if not isinstance(value, Tensor | tuple | list | Mapping) and len(set(f.packing.dtypes)) == 1:
         one = torch.as_tensor(float(value), dtype=like.dtype, device=f.device)  # as the inputs' own dtype can hold it
         return one.to(f.point.dtype).reshape(1, 1)
-    if isinstance(value, Mapping):
-        if names is None or set(value) != set(names):
-            raise ValueError(f"{name} is for {', '.join(value)}, but the inputs are {', '.join(names or ('no dict',))}")
-        parts = tuple(value[n] for n in names)
-    else:
-        parts = tuple(value) if isinstance(value, tuple | list) else (value,) * len(f.inputs)
+    value = by_name(value, f.names, name)
+    parts = tuple(value) if isinstance(value, tuple | list) else (value,) * len(f.inputs)
     try:
-        full = [torch.as_tensor(p).to(t).expand(t.shape) for p, t in zip(parts, f.inputs, strict=True)]
+        full = [torch.as_tensor(p).detach().to(t).expand(t.shape) for p, t in zip(parts, f.inputs, strict=True)]
     except (RuntimeError, ValueError):
         shapes = [tuple(torch.as_tensor(p).shape) for p in parts]
         raise ValueError(
-            f"{name} of shape {shapes} does not broadcast to the inputs {[tuple(t.shape) for t in f.inputs]}"
+            f"{name} of shape {shapes} does not broadcast to the inputs {[tuple(t.shape) for t in f.inputs]}; "
+            "a tuple or list holds one entry for each input, a tensor one for each element"
         ) from None
     return f.packing.pack(full)

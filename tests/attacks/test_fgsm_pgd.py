@@ -43,7 +43,7 @@ def test_signatures_are_captums(name, method):
     ours = inspect.signature(getattr(getattr(attacks, name), method)).parameters
     assert [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == list(theirs)
     for n, p in theirs.items():
-        assert p.default in (p.empty, ours[n].default)
+        assert p.default in (p.empty, ours[n].default) or n == "norm"  # ours: that of the attack, which is Linf
 
 
 # --- FGSM, number by number -------------------------------------------------------------------------------
@@ -252,3 +252,31 @@ def test_budget_of_a_call_comes_before_that_of_the_attack(case):
     assert torch.equal(
         FGSM(model, bounds=(0, 1), eps=0.5).run(x, y, eps=0.1).adversarial, FGSM(model, bounds=(0, 1), eps=0.1)(x, y)
     )
+
+
+def test_perturb_takes_the_attacks_own_norm_unless_told():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(6, 3), torch.rand(5, 6)
+    y = model(x).argmax(1)
+    for named, norm in ((None, "L2"), ("L2", "Linf")):
+        moved = PGD(model, norm=norm).perturb(x, 0.3, 0.1, 10, y, **({"norm": named} if named else {}))
+        torch.testing.assert_close((moved - x).norm(dim=1), torch.full((5,), 0.3))
+
+
+def test_a_budget_without_end_reaches_the_box():
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)), torch.rand(9, 6)
+    for norm in ("L0", "L1", "L2", "Linf"):
+        endless, box = (
+            PGD(model, "margin", bounds=(0, 1), norm=norm, eps=e, step_size=1.0).run(x) for e in (torch.inf, 6.0)
+        )
+        assert torch.equal(endless.success, box.success) or norm != "L0"
+        assert endless.success.any() and endless.adversarial.isfinite().all()
+
+
+def test_targets_in_a_list_follow_their_rows_through_a_loss_of_ones_own():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(6, 3), torch.rand(20, 6)
+    y = model(x).argmax(1)
+    attack = FGSM(model, lambda out, t: torch.nn.functional.cross_entropy(out, torch.as_tensor(t), reduction="none"))
+    assert torch.equal(attack.perturb(x, 0.1, y.tolist()), attack.perturb(x, 0.1, y))

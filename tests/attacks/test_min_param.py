@@ -322,3 +322,30 @@ def test_no_examples(case, form):
     moved, values = MinParamPerturbation(model, shift, "size", 0.0, 0.5, 0.1).evaluate(given, target=y[:0])
     assert values.shape == (0,)
     assert moved.shape == (0, 2, 3, 3) if form == "tensor" else [t.shape[0] for t in moved] == [0, 0]
+
+
+def test_an_attacks_own_settings_can_be_searched_too():
+    """Any scalar argument: of perturb, or of the constructor; one call a round where it may differ by example."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(6, 3), torch.rand(40, 6)
+    y = model(x).argmax(1)
+    by_call = MinParamPerturbation(model, FGSM(model), "epsilon", 0.0, 1.0, 0.01, mode="binary")
+    moved, values = by_call.evaluate(x, target=y, attack_kwargs={"target": y})
+    by_setting = MinParamPerturbation(model, FGSM(model, eps=1.0), "eps", 0.0, 1.0, 0.01, mode="binary")
+    same, again = by_setting.evaluate(x, target=y, attack_kwargs={"y": y})
+    torch.testing.assert_close(again, values, equal_nan=True)
+    calls = []
+    counted = FGSM(lambda z: (calls.append(len(z)), model(z))[1])
+    MinParamPerturbation(model, counted, "epsilon", 0.0, 1.0, 0.01, mode="binary").evaluate(
+        x, target=y, attack_kwargs={"target": y}
+    )
+    plain = FGSM(model)
+    alone = MinParamPerturbation(
+        model, lambda z, epsilon, target: plain.perturb(z, epsilon, target), "epsilon", 0, 1, 0.01, "binary"
+    )
+    torch.testing.assert_close(alone.evaluate(x, target=y, attack_kwargs={"target": y})[1], values, equal_nan=True)
+    assert sum(calls) <= 7 * 40 * 3  # seven rounds halve a hundred values
+    with pytest.raises(ValueError, match="'strength' is no argument of FGSM"):
+        MinParamPerturbation(model, FGSM(model), "strength", 0, 1, 0.1)
+    with pytest.raises(TypeError, match="attack must be callable, got int"):
+        MinParamPerturbation(model, 3, "epsilon", 0, 1, 0.1)

@@ -243,3 +243,19 @@ X = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_see
 def test_bad_input_is_named(make, call, told):
     with pytest.raises(ValueError, match=told):
         Guided(net(), **make).generate(X, **call)
+
+
+def test_masks_go_by_the_names_of_the_inputs_and_goals_may_be_functions():
+    two = lambda a, b: torch.stack([a.sum(1) + b.sum(1), 1 + 0 * a.sum(1)], 1)
+    x = {"a": torch.full((3, 3), 0.2), "b": torch.full((3, 3), 0.05)}
+    masks = {"b": torch.tensor([[1, 2, 3]]), "a": torch.tensor([[0, 0, 0]])}
+    result = Guided(two, bounds=(0, 1)).generate(x, feature_mask=masks, immutable=[1, 2, 3])
+    assert result.valid.all()
+    assert (result.counterfactual["a"] != x["a"]).all()  # one block, and nothing of b
+    assert torch.equal(result.counterfactual["b"], x["b"])
+    with pytest.raises(ValueError, match="feature_mask is for a, q, but the inputs are a, b"):
+        Guided(two, bounds=(0, 1)).generate(x, feature_mask={"a": masks["a"], "q": masks["b"]})
+    small = Guided(lambda z: z.sum(1) * 1e-4, bounds=(0, 1)).generate(x["a"], goal=lambda out: out - 2e-4)
+    assert small.valid.all()
+    with pytest.raises(ValueError, match="not both"):
+        Guided(two, bounds=(0, 1), reference=0.0)

@@ -19,6 +19,7 @@ from robustx.attacks import ATTACKS, FGSM, MinParamPerturbation, make
 from robustx.attribution import Attribution
 from robustx.counterfactual import Guided
 from robustx.engine import ModelError, untouched
+from robustx.engine.guard import modules_of
 
 QUICK = {"pgd": {"steps": 2, "restarts": 2}, "bisection": {"steps": 2, "rounds": 2}}  # others run as they are
 
@@ -275,3 +276,13 @@ def test_an_exception_passes_through():
         with pytest.raises(type(error)) as told, untouched(nn.ReLU()):
             raise error
         assert told.value is error
+
+
+def test_only_what_a_function_really_uses_is_looked_at():
+    """An attribute called like a global module is not that module."""
+    namespace = {
+        "head": nn.Sequential(nn.Linear(3, 2), nn.Dropout()).train(),
+        "net": nn.ModuleDict({"head": nn.Linear(3, 2)}),
+    }
+    exec("def f(x):\n    return net.head(x)", namespace)
+    assert modules_of(namespace["f"]) == [namespace["net"]]

@@ -8,7 +8,7 @@ from models import Bare, InPlaceCNN, Nested, Recurrent, Reused, TwoInputs, funct
 from torch import nn
 from torch.testing import assert_close
 
-from robustx.engine import Input, Layer, Neuron, Output, Probe
+from robustx.engine import Input, Layer, Neuron, Output, OutputError, Probe
 
 B = 3
 
@@ -243,3 +243,20 @@ def test_threads_ask_at_once():
     for k in range(3):
         alone = Probe(m[2:4], (z + k,), Output(k)).grad(z + k)[1]
         assert len(found[k]) == 20 and all(torch.equal(g, alone) for g in found[k])
+
+
+@pytest.mark.parametrize("b", [1, 2, 3, 5])
+def test_a_state_that_only_seems_to_have_the_batch_first_is_refused(b):
+    """As many layers (or directions) as examples is chance, not a batch axis."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, num_layers=b, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0][:, -1]
+
+    net = Net().double()
+    with pytest.raises(OutputError, match="choose a place whose first axis is the batch"):
+        Probe(net, (torch.rand(b, 6, 3).double(),), at=Layer(net.lstm)).here  # noqa: B018

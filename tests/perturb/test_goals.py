@@ -263,7 +263,12 @@ def test_the_models_own_answer_is_left():
         (Leave, (torch.rand(3, 2),), OutputError, r"must return one tensor, got a tuple of 1; wrap it"),
         (Leave, torch.rand(4, 2), OutputError, r"one row per example, got shape \(4, 2\) for 3 rows"),
         (lambda y: Until(lambda o: o), torch.rand(3, 2), TargetError, r"3 rows gave \(3, 2\)"),
-        (lambda y: Leave(y, lambda o, y: o), torch.rand(3, 2), TargetError, "choose one number per row"),
+        (
+            lambda y: Leave(y, lambda o, y: o),
+            torch.rand(3, 2),
+            ValueError,
+            "one number per row, got shape .* use reduction='none'",
+        ),
         (lambda y: Between(0, 1), torch.rand(3, 2), TargetError, "choose one number per row"),
     ],
 )
@@ -312,3 +317,9 @@ def test_a_model_that_rounds_has_margins_but_no_gradient():
     with pytest.raises(RuntimeError, match="no gradient with respect to its input"):
         f.grad(f.point)
     assert labels(1, f).tolist() == [1, 1, 1]
+
+
+def test_bounds_of_a_score_may_differ_from_example_to_example():
+    out, rows = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0, 1])
+    goal = Between(torch.tensor([0.0, 5.0, 2.0]), torch.tensor([2.0, 9.0, 4.0]), target=0)
+    assert_close(goal.value(out[rows], rows), torch.tensor([1.0, 1.0, -3.0]))

@@ -149,3 +149,8 @@ def test_among_keeps_the_tensors_of_an_example_together():
     data = (torch.arange(9.0).reshape(9, 1).expand(9, 5), torch.arange(9.0).reshape(9, 1, 1).expand(9, 2, 3))
     first, second = among(data)(two())
     assert torch.equal(first[:, 0], second[:, 0, 0])
+
+
+def test_a_table_is_not_blurred():
+    with pytest.raises(ValueError, match=r"for pictures \[B, C, H, W\], got shape \(4, 5\)"):
+        blur(1.0)(Probe(linear(), (ROWS,)))
