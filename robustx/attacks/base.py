@@ -4,6 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -151,6 +152,17 @@ class Attack(ABC):
         self.lower_bound, self.upper_bound = lower_bound, upper_bound
         self.norm = norm_of(norm)
         self.eps, self.seed, self.batch_size = eps, seed, batch_size
+
+    @classmethod
+    def arguments(cls) -> set[str]:
+        """Names of what the constructor takes."""
+        inits = [vars(c)["__init__"] for c in cls.__mro__[:-1] if "__init__" in vars(c)]
+        return {
+            n
+            for i in inits
+            for n, p in signature(i).parameters.items()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
 
     @abstractmethod
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:

@@ -100,6 +100,10 @@ class Bisection(Attack):
         )
         self.rounds = whole("rounds", rounds, 0)
 
+    @classmethod
+    def arguments(cls) -> set[str]:
+        return super().arguments() | PGD.arguments()
+
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
         place = torch.full_like(f.everyone, -1).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
 

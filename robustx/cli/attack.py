@@ -1,6 +1,5 @@
 """``robustx attack``: which inputs fool a model?"""
 
-import inspect
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -71,8 +70,7 @@ def _attack(asked: Namespace, s: Subject) -> Attack:
     options |= dict(asked.options)
     kind = attacks.ATTACKS.get(asked.attack.lower())
     if kind is not None:
-        inits = [vars(c)["__init__"] for c in kind.__mro__ if "__init__" in vars(c)]
-        known = {name for init in inits[:-1] for name in inspect.signature(init).parameters}  # the last is object's
+        known = kind.arguments()
         for name in options.keys() - known:
             raise ValueError(f"attack {asked.attack!r} has no argument {name!r}; {kind.__name__} takes {_list(known)}")
     fixed = {
@@ -136,6 +134,7 @@ def _totals(
         "norm": norm,
         "eps": float(attack.eps) if attack.eps is not None else None,
         "settings": {k: v for k, v in vars(attack).items() if k in ("steps", "restarts", "seed", "loss_func")}
+        | {k: getattr(asked, k) for k in ("steps", "restarts") if getattr(asked, k) is not None}
         | dict(asked.options),
         "target": asked.target,
         "samples": n,

@@ -37,7 +37,8 @@ def run(asked: Namespace) -> int:
             raise ValueError(f"--keep names {name!r}, which is no feature{near(name, names)}; there are {_some(names)}")
     if asked.replace == "blur" and one.kind != "image":
         raise ValueError(f"--replace blur is for images, and {one.name!r} is of kind {one.kind!r}; give a number")
-    search = Guided(s.model, one.bounds, reference=asked.replace, by=asked.margin)
+    bounds = one.bounds if asked.replace is None else None
+    search = Guided(s.model, bounds, reference=asked.replace, by=asked.margin)
     r = search.generate(one.x, target, target is not None, feature_mask=mask, names=names, immutable=asked.keep)
     after = s.answers(r.counterfactual)[0]
     there = int(after.argmax())

@@ -20,9 +20,10 @@ class CounterfactualResult:
         distance: sum of the sizes of all changes, in input units [B].
         contributions: what each feature's change did to the margin, Shapley values [B, F]; unchanged features
             have 0 and a row adds up to margin - before.
-        proved: for each example ``"smallest"`` (no smaller set of features can do it), ``"irreducible"`` (taking
-            back any one change loses the goal) or ``"nothing"`` (none was found). When features move
-            freely, a larger set is only called irreducible: that no smaller one works is then the word of a search.
+        proved: for each example ``"smallest"`` (no smaller set of features can do it, by the margin that was asked
+            for), ``"irreducible"`` (taking back any one change loses the goal, so understood) or ``"nothing"``
+            (none was found). When features move freely, a larger set is only called irreducible: that no smaller
+            one works is then the word of a search.
         names: what the features are called, F of them.
         forwards, backwards: how often each example went through the model [B].
     """

@@ -71,7 +71,7 @@ def test_reading_files(tmp_path):
         ({"attacks": [AttackSpec("pgd", {"steps": -3})]}, "steps must be a whole number"),
         ({"attacks": [AttackSpec("pgd", {"norm": "L2"})]}, "may not set 'norm'"),
         ({"attacks": [AttackSpec("pgd", {"eps": 0.1})]}, "may not set 'eps'"),
-        ({"attacks": [AttackSpec("pgd", {"loss_func": "mse"})]}, "loss must be one of"),
+        ({"attacks": [AttackSpec("pgd", {"loss_func": "mse"})]}, "loss_func must be one of"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
