@@ -46,22 +46,24 @@ def bisect(search: Search, f: Probe, region: Region, rows: Tensor, rounds: int) 
     return best
 
 
-def shrunk(f: Probe, region: Region, rows: Tensor, found: Found, rounds: int = 8) -> Found:
+def shrunk(f: Probe, region: Region, rows: Tensor, found: Found) -> Found:
     """Each point that succeeded, moved straight back towards the centre as far as it still succeeds; values only."""
     left = found.success.nonzero().squeeze(1)
     if not len(left) or region.norm.unit:  # a count does not shrink along a line
         return found
-    region = region.at(left)
-    home, away, best = region.centre, found.z[left], found.at(left)
-    low, high = torch.zeros_like(best.size), torch.ones_like(best.size)
+    region, best = region.at(left), found.at(left)
+    z = way_back(f, rows[left], region.centre, best.z, rounds=8)
+    return found.put(left, best.smaller(Found(z, f.value(z, rows[left]), region.size(z))))
+
+
+def way_back(f: Probe, rows: Tensor, home: Tensor, away: Tensor, rounds: int) -> Tensor:
+    """The nearest to ``home`` [N, D] of the points on the line to ``away`` that still reach the goal, by bisection."""
+    low, high = torch.zeros_like(away[:, :1]), torch.ones_like(away[:, :1])
     for _ in range(rounds):
         middle = (low + high) / 2
-        z = torch.lerp(home, away, middle[:, None])
-        trial = Found(z, f.value(z, rows[left]), region.size(z))
-        high = torch.where(trial.success, middle, high)
-        low = torch.where(trial.success, low, middle)
-        best = best.smaller(trial)
-    return found.put(left, best)
+        good = (f.value(torch.lerp(home, away, middle), rows) > 0)[:, None]
+        low, high = torch.where(good, low, middle), torch.where(good, middle, high)
+    return torch.where(high < 1, torch.lerp(home, away, high), away)
 
 
 class Bisection(Attack):

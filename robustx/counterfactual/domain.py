@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attacks.base import Found
 from ..attacks.gradient import pgd
-from ..attacks.search import shrunk
+from ..attacks.search import shrunk, way_back
 from ..attribution.ablation import feature_ablation
 from ..attribution.path import gauss_legendre, integrated_gradients, mean_grad
 from ..engine.packing import Tensors
@@ -136,13 +136,8 @@ class Move(Domain):
             z = self._nearer(z, rows, nth)
         return z
 
-    def _nearer(self, z: Tensor, rows: Tensor, sets: Tensor, rounds: int = 12) -> Tensor:
-        home, low, high = self.back(z, rows, sets), torch.zeros_like(z[:, :1]), torch.ones_like(z[:, :1])
-        for _ in range(rounds):
-            middle = (low + high) / 2
-            good = (self.f.value(torch.lerp(home, z, middle), rows) > 0)[:, None]
-            low, high = torch.where(good, low, middle), torch.where(good, middle, high)
-        return torch.where(high < 1, torch.lerp(home, z, high), z)
+    def _nearer(self, z: Tensor, rows: Tensor, sets: Tensor) -> Tensor:
+        return way_back(self.f, rows, self.back(z, rows, sets), z, rounds=12)
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,8 @@ class Layer(Site):
             leaves, tree = tree_flatten(here)
             seen.tensors = tuple(t for t in leaves if isinstance(t, Tensor))
             if not seen.tensors:
-                raise TypeError(f"{self} passes no tensor there, but {type(here).__name__}")
+                way = "; if its inputs come by keyword, take the output of the layer before" * (self.side == "input")
+                raise TypeError(f"{self} passes no tensor there, but {type(here).__name__}{way}")
             return tree_unflatten([t.clone() if isinstance(t, Tensor) else t for t in leaves], tree)
 
         with self._hooked(keep):
