@@ -180,7 +180,7 @@ class Attack(ABC):
         targeted: bool = False,
         *,
         eps: float | Tensor | None = None,
-        goal: Goal | None = None,
+        goal: Goal | Callable[[Any], Tensor] | None = None,
         mask: Any = None,
         additional_forward_args: Any = None,
         additional_forward_kwargs: dict[str, Any] | None = None,
@@ -192,7 +192,7 @@ class Attack(ABC):
             y: true classes [B], or target classes if ``targeted``; None takes the model's own answers.
             targeted: reach class y instead of leaving it.
             eps: overrides the constructor's budget; a number, or one per example [B].
-            goal: any other goal, instead of y.
+            goal: any other goal instead of y, or a function from outputs to margins [N].
             mask: where inputs may change (non-zero), broadcastable to them.
             additional_forward_args, additional_forward_kwargs: passed on to the model.
 

@@ -94,7 +94,7 @@ def _plain_warnings(name: str) -> Iterator[None]:
         print(f"{name}: warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.showwarning = show  # type: ignore[assignment]  # always called by position
         yield
 
 

@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Literal
@@ -159,7 +160,7 @@ def _devices(found: Findings) -> None:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(gpus):
-        look(f"device cuda:{i}", lambda: True, lambda i=i: str(torch.cuda.get_device_name(i)), f"cuda:{i}")  # type: ignore[misc]
+        look(f"device cuda:{i}", lambda: True, partial(torch.cuda.get_device_name, i), f"cuda:{i}")
     look("device mps", torch.backends.mps.is_available, lambda: "Apple's GPU", "mps")
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPUs"
     found.ok("device cpu", f"{os.cpu_count()} cores; {built}" + ("" if gpus else ", no CUDA device was found"))

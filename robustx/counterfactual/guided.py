@@ -179,7 +179,8 @@ class Guided:
         reference: let features give way to this instead of moving freely: ``"blur"``, a number, a tensor that
             broadcasts to the inputs (another picture, say), or any :data:`robustx.perturb.Reference`.
         by: the least margin by which the goal must be reached (in logits, for classes); above 0, so that rounding in
-            another batch does not undo it. Default: 1e-4, or as small a share of the margin at the start.
+            another batch does not undo it. Default: 1e-4; with a goal of your own at most that share of the margin at
+            the start.
         steps: gradient steps per set of features that is tried.
         budget: all sets of a size are tried if there are at most this many.
         batch_size: most rows in one pass; None fills the memory budget.
@@ -228,7 +229,7 @@ class Guided:
         y: Tensor | int | None = None,
         targeted: bool = False,
         *,
-        goal: Goal | None = None,
+        goal: Goal | Callable[[Any], Tensor] | None = None,
         feature_mask: Any = None,
         names: Sequence[str] | None = None,
         immutable: Iterable[int | str] | int | str = (),
@@ -240,7 +241,7 @@ class Guided:
         Args:
             x: a tensor [B, ...], or a tuple or dict of tensors.
             y: classes to leave [B] (to reach, if ``targeted``); None leaves the model's own answers.
-            goal: any other goal (a score interval, say) instead of y.
+            goal: any other goal (a score interval, say) instead of y, or a function from outputs to margins [N].
             feature_mask: integers that broadcast to the inputs; equal ones change together. Default: each for itself.
             names: what to call the features, in the order of their ids.
             immutable: features that must not change, by id or name.
@@ -259,7 +260,7 @@ class Guided:
         features = from_masks(feature_mask, f.inputs, door.names)
         told = _names(features, names)
         movable = self._movable(f, features, told, immutable)
-        least = 1e-4 * before.abs().clamp(max=1) if self.by is None else torch.full_like(before, self.by)
+        least = want.hair(before) if self.by is None else torch.full_like(before, self.by)
         domain = self._domain(f.to(of=want.firm(least), strict=False), features)
         best, tried = guided(domain, movable, self.budget)
         found = best.found[:, None]

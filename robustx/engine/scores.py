@@ -79,8 +79,8 @@ class Output(Score):
         if isinstance(t, Sequence) and not isinstance(t, str):
             try:
                 if t and isinstance(t[0], tuple):
-                    return [tuple(as_int(i) for i in v) for v in t]  # type: ignore[union-attr]
-                return torch.tensor([as_int(v) for v in t], dtype=torch.long)  # type: ignore[arg-type]
+                    return [tuple(as_int(i) for i in v) for v in t]  # type: ignore[union-attr]  # what is no sequence raises
+                return torch.tensor([as_int(v) for v in t], dtype=torch.long)  # type: ignore[arg-type]  # likewise
             except TypeError as e:
                 raise TargetError(f"a target list must hold ints, or tuples of ints, got {t!r}: {e}") from None
         try:

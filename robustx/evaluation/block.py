@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attacks import AttackResult
 from ..engine.guard import untouched
+from ..engine.packing import flat
 from ..engine.probe import Door, NonFiniteError
 from ..engine.scores import Score
 from ..perturb.goals import Leave, as_logits, margin
@@ -131,7 +132,7 @@ def logits_of(model: Callable[..., Any], x: Tensor, y: Tensor, positions: range 
     try:
         door = Door.open(x)
     except NonFiniteError:
-        bad = int((~torch.isfinite(x.reshape(len(x), -1)).all(1)).nonzero()[0])
+        bad = int((~torch.isfinite(flat(x)).all(1)).nonzero()[0])
         raise NonFiniteError(f"sample {positions[bad]} is NaN or infinite; leave it out or mend it") from None
     with untouched(model):
         f = door.probe(model, Logits(y))

@@ -80,6 +80,10 @@ class Goal(Score):
     def value(self, out: Any, rows: Tensor) -> Tensor:
         return self.lead(out, rows) - (self.by[rows] if isinstance(self.by, Tensor) else self.by)
 
+    def hair(self, before: Tensor) -> Tensor:
+        """A little more that a search may ask for [B]: a share of the margins at the start, whatever their units."""
+        return torch.where(before == 0, 1e-4, 1e-4 * before.abs().clamp(max=1))
+
     def firm(self, by: float | Tensor) -> Self:
         """The same goal, by so much more."""
         return replace(self, by=self.by + by)
@@ -110,6 +114,9 @@ class _ClassGoal(Goal):
                 f"y must hold classes from 0 to {classes - 1} (the model has {classes} outputs), "
                 f"got {int(y[bad])} for example {int(rows[bad])}"
             )
+
+    def hair(self, before: Tensor) -> Tensor:
+        return torch.full_like(before, 1e-4)  # logits: also where the margin is small, rounding is not
 
     def climb(self, out: Any, rows: Tensor) -> Tensor:
         """The loss away from ``y`` [N]."""

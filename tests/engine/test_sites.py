@@ -259,4 +259,4 @@ def test_a_state_that_only_seems_to_have_the_batch_first_is_refused(b):
 
     net = Net().double()
     with pytest.raises(OutputError, match="choose a place whose first axis is the batch"):
-        Probe(net, (torch.rand(b, 6, 3).double(),), at=Layer(net.lstm)).here  # noqa: B018
+        assert Probe(net, (torch.rand(b, 6, 3).double(),), at=Layer(net.lstm)).here

@@ -323,3 +323,10 @@ def test_bounds_of_a_score_may_differ_from_example_to_example():
     out, rows = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 0, 1])
     goal = Between(torch.tensor([0.0, 5.0, 2.0]), torch.tensor([2.0, 9.0, 4.0]), target=0)
     assert_close(goal.value(out[rows], rows), torch.tensor([1.0, 1.0, -3.0]))
+
+
+def test_the_little_more_that_a_search_asks_for():
+    """In logits the same everywhere; in units of one's own a share of what is missing; never nothing."""
+    before = torch.tensor([-5.0, -1e-3, 0.0])
+    assert_close(Leave(torch.zeros(3).long()).hair(before), torch.full((3,), 1e-4))
+    assert_close(Until(lambda out: out).hair(before), torch.tensor([1e-4, 1e-7, 1e-4]))
