@@ -103,7 +103,7 @@ class Recurrent(nn.Module):
 
 
 class Busy(nn.Module):
-    """Changes buffers in every way, draws from every global generator, and raises in its n-th pass if told to."""
+    """Changes buffers in every way, draws from every global generator, and raises from its n-th pass on if told to."""
 
     def __init__(self, fails=None):
         super().__init__()
@@ -122,7 +122,7 @@ class Busy(nn.Module):
         self.behind.data.add_(1)
         torch.rand(3), np.random.rand(3), random.random()
         hidden = self.act(self.norm(self.first(x)))
-        if self.passes == self.fails:
+        if self.fails is not None and self.passes >= self.fails:
             raise RuntimeError("the model breaks down")
         return self.head(self.drop(hidden))
 

@@ -1,18 +1,26 @@
 """What every attribution method shares: how it is called, and what it gives back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..engine.guard import guarded
-from ..engine.packing import row_sums
+from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Door, Probe
 from ..engine.scores import Neuron, Output, Score
-from ..engine.sites import Input, Layer, Site
+from ..engine.sites import Input, Layer, Site, Together
 from ..perturb.references import through
+
+
+def compute_gradients(
+    forward_fn: Callable[..., Any], inputs: Any, target_ind: Any = None, additional_forward_args: Any = None
+) -> tuple[Tensor, ...]:
+    """Gradients of the score with respect to the inputs, one shaped like each: what ``gradient_func`` is by default."""
+    f = Door.open(inputs).probe(forward_fn, Output(target_ind), additional_forward_args)
+    return f.packing.unpack(f.grad(f.point)[1])
 
 
 class Attribution(ABC):
@@ -100,39 +108,103 @@ class Attribution(ABC):
         return f"{type(self).__name__}({getattr(model, '__name__', type(model).__name__)})"
 
 
-class AtLayer(Attribution):
+class GradientAttribution(Attribution):
+    """Methods that differentiate the score.
+
+    ``gradient_func(forward_func, inputs, target, additional_forward_args)`` makes the gradients, one shaped like each
+    input; set it on an instance to differentiate in another way.
+    """
+
+    gradient_func: Callable[..., Any] = staticmethod(compute_gradients)
+
+    def _bind(self, inputs: Any, target: Any, args: Any = None, *rest: Any, **options: Any) -> tuple[Door, Probe]:
+        door, f = super()._bind(inputs, target, args, *rest, **options)
+        if self.gradient_func is compute_gradients:
+            return door, f
+        return door, f.to(gradient=lambda z, rows: self._gradients(z, target, args, rows, f.examples))
+
+    def _gradients(self, z: Tensors, target: Any, args: Any, rows: Tensor, examples: int) -> Any:
+        def follow(v: Any) -> Any:
+            if isinstance(v, Tensor) and v.ndim and len(v) == examples:
+                return v[rows]
+            return [v[i] for i in rows.tolist()] if isinstance(v, list) else v
+
+        args = tuple(follow(v) for v in args) if isinstance(args, tuple) else follow(args)
+        return self.gradient_func(self.forward_func, z, follow(target), args)
+
+
+class LayerAttribution(Attribution):
     """The same method at a layer: its attributions have the shape of the layer's output (or input).
+
+    A layer with several tensors gives a tuple of attributions; a list of layers gives a list, from one pass.
 
     Args:
         forward_func: the model.
-        layer: a module that it uses; :class:`robustx.engine.Layer` says which call if there are several.
+        layer: a module that it uses, or a list of them; :class:`robustx.engine.Layer` says which call if a module is
+            called several times.
         device_ids: accepted for Captum's sake; rows are split over devices by the evaluation, not here.
     """
 
     def __init__(
-        self, forward_func: Callable[..., Any], layer: nn.Module | Layer, device_ids: list[int] | None = None
+        self,
+        forward_func: Callable[..., Any],
+        layer: nn.Module | Layer | Sequence[nn.Module | Layer],
+        device_ids: list[int] | None = None,
     ) -> None:
         Attribution.__init__(self, forward_func)
-        if not isinstance(layer, Layer | nn.Module):
-            raise TypeError(
-                f"layer must be a module of the model, such as model.conv1, or a Layer of it, got {layer!r}"
-            )
-        self.layer = layer if isinstance(layer, Layer) else Layer(layer)
+        layers = [_layer(v) for v in (layer if isinstance(layer, list | tuple) else [layer])]
+        self.layer = layers if isinstance(layer, list | tuple) else layers[0]
 
-    def _site(self) -> Site:
-        return self.layer
+    def _site(self, of_input: bool = False) -> Site:
+        layers = self.layer if isinstance(self.layer, list) else [self.layer]
+        sided = tuple(replace(v, side="input") if of_input else v for v in layers)
+        return Together(sided) if isinstance(self.layer, list) else sided[0]
+
+    @staticmethod
+    def _out(site: Site, parts: Tensors) -> Any:
+        """Results in the form of what stands at the site."""
+        if isinstance(site, Together):
+            return [p[0] if len(p) == 1 else p for p in site.apart(parts)]
+        return parts[0] if len(parts) == 1 else parts
+
+    @staticmethod
+    def interpolate(
+        layer_attribution: Tensor,
+        interpolate_dims: int | tuple[int, ...],
+        interpolate_mode: str = "nearest",
+    ) -> Tensor:
+        """Attributions [B, C, ...] of 3 to 5 axes, resized to other lengths of the axes behind the second."""
+        return nn.functional.interpolate(layer_attribution, interpolate_dims, mode=interpolate_mode)
 
 
-class OfNeuron(AtLayer):
+def _layer(layer: Any) -> Layer:
+    if not isinstance(layer, Layer | nn.Module):
+        raise TypeError(f"layer must be a module of the model, such as model.conv1, or a Layer of it, got {layer!r}")
+    return layer if isinstance(layer, Layer) else Layer(layer)
+
+
+class NeuronAttribution(LayerAttribution):
     """The same method for a neuron's value: the score is read off a layer, the site stays the input."""
 
-    def _site(self) -> Site:
+    layer: Layer
+
+    def _site(self, of_input: bool = False) -> Site:
         return Input()
 
     def _neuron(self, selector: Any, of_input: bool) -> Neuron:
         return Neuron(replace(self.layer, side="input") if of_input else self.layer, selector)
 
 
+def only_unused(grad_kwargs: Mapping[str, Any] | None) -> None:
+    """Captum's ``grad_kwargs``, accepted for its sake: of what they hand to autograd, ``allow_unused`` always holds.
+
+    Raises:
+        ValueError: they ask for something else.
+    """
+    if grad_kwargs and set(grad_kwargs) - {"allow_unused"}:
+        raise ValueError(f"grad_kwargs may hold 'allow_unused' alone, got {', '.join(grad_kwargs)}; leave it out")
+
+
 def rise(f: Probe, baselines: Any) -> Tensor:
-    """score(inputs) - score(baselines) [B]."""
+    """score(inputs) - score(baselines) [B]; [B, T] for several scores."""
     return f.score - f.to(inputs=through(baselines)(f.to(at=Input()))).score

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..engine.guard import guarded
 from ..engine.probe import Probe
-from .base import Attribution
+from .base import GradientAttribution
 
 
 def saliency(f: Probe) -> Tensor:
@@ -14,7 +14,7 @@ def saliency(f: Probe) -> Tensor:
     return f.grad(f.point)[1]
 
 
-class Saliency(Attribution):
+class Saliency(GradientAttribution):
     """How strongly the score reacts to each element: the size of its gradient.
 
     Simonyan, Vedaldi, Zisserman (2013), arXiv 1312.6034, section 3.

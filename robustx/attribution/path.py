@@ -1,7 +1,6 @@
 """Methods that add up gradients along a path from a reference."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 
 from ..engine.checks import whole
 from ..engine.guard import guarded
-from ..engine.packing import row_sums
-from ..engine.probe import Door, Probe
-from ..engine.sites import Layer, Site
+from ..engine.packing import row_sums, times
+from ..engine.probe import Probe
+from ..engine.sites import Layer
 from ..perturb.references import Reference, through
-from .base import AtLayer, Attribution, OfNeuron, rise
+from .base import GradientAttribution, LayerAttribution, NeuronAttribution, only_unused, rise
 
 Quadrature = tuple[Tensor, Tensor]
 """Where on [0, 1] a path is looked at, and with what weights [S] each; the weights add up to one."""
@@ -60,13 +59,13 @@ def integrated_gradients(f: Probe, reference: Reference, quadrature: Quadrature,
     start = f.packing.pack(reference(f))
     way = f.point - start
     mean = mean_grad(f, start, way, quadrature)
-    return way * mean if multiply else mean
+    return times(way, mean) if multiply else mean
 
 
 def mean_grad(f: Probe, start: Tensor, way: Tensor, quadrature: Quadrature) -> Tensor:
     """The weighted mean of the gradients at ``start + node * way`` [B, D]; holds one batch of them at a time."""
     nodes, weights = (t.to(start) for t in quadrature)
-    b, total = f.examples, torch.zeros_like(start)
+    b, total = f.examples, None
 
     def query(part: slice) -> tuple[Tensor, Tensor]:
         step, row = _grid(part, b, start)
@@ -74,8 +73,9 @@ def mean_grad(f: Probe, start: Tensor, way: Tensor, quadrature: Quadrature) -> T
 
     for part, _, g in f.grads(len(nodes) * b, query):
         step, row = _grid(part, b, start)
-        total.index_add_(0, row, weights[step, None] * g)
-    return total
+        total = start.new_zeros(b, *g.shape[1:]) if total is None else total
+        total.index_add_(0, row, weights[step].reshape(-1, *(1,) * (g.ndim - 1)) * g)
+    return torch.zeros_like(start) if total is None else total
 
 
 def _grid(part: slice, b: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def _grid(part: slice, b: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return k // b, k % b
 
 
-class IntegratedGradients(Attribution):
+class IntegratedGradients(GradientAttribution):
     """Integrated gradients of the score with respect to the inputs.
 
     Sundararajan, Taly, Yan (ICML 2017), arXiv 1703.01365. Laws: attributions add up to the score's rise from the
@@ -144,9 +144,9 @@ class IntegratedGradients(Attribution):
         return f.packing.unpack(a)
 
 
-class LayerIntegratedGradients(AtLayer, IntegratedGradients):
+class LayerIntegratedGradients(LayerAttribution, IntegratedGradients):
     """Integrated gradients at a layer: the path leads from what the layer makes of the baselines to what it makes
-    of the inputs. The way to attribute to token embeddings.
+    of the inputs. The way to attribute to token embeddings; with a list of layers, all walk together.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -157,11 +157,11 @@ class LayerIntegratedGradients(AtLayer, IntegratedGradients):
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: nn.Module | Layer,
+        layer: nn.Module | Layer | Sequence[nn.Module | Layer],
         device_ids: list[int] | None = None,
         multiply_by_inputs: bool = True,
     ) -> None:
-        AtLayer.__init__(self, forward_func, layer, device_ids)
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
         self._multiply = multiply_by_inputs
 
     @guarded
@@ -182,23 +182,20 @@ class LayerIntegratedGradients(AtLayer, IntegratedGradients):
     ) -> Any:
         """Attributions shaped like the layer's output (or its input); otherwise as for the inputs.
 
-        ``grad_kwargs`` is accepted for Captum's sake: of what it forwards to autograd, ``allow_unused`` always holds.
-
-        Raises:
-            ValueError: ``grad_kwargs`` ask for something else.
+        Args:
+            grad_kwargs: see :func:`robustx.attribution.base.only_unused`.
         """
-        if grad_kwargs and set(grad_kwargs) - {"allow_unused"}:
-            raise ValueError(f"grad_kwargs may hold 'allow_unused' alone, got {', '.join(grad_kwargs)}; leave it out")
-        site: Site = replace(self.layer, side="input") if attribute_to_layer_input else self.layer
+        only_unused(grad_kwargs)
+        site = self._site(attribute_to_layer_input)
         _, f = self._bind(
             inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size, at=site
         )
         parts = self._integrate(f, baselines, n_steps, method)
-        attributions = Door(parts, None, len(parts) == 1).out(parts)
+        attributions = self._out(site, parts)
         return (attributions, _delta(f, parts, baselines)) if return_convergence_delta else attributions
 
 
-class NeuronIntegratedGradients(OfNeuron, IntegratedGradients):
+class NeuronIntegratedGradients(NeuronAttribution, IntegratedGradients):
     """Integrated gradients of a neuron's value with respect to the inputs.
 
     >>> import torch
@@ -216,7 +213,7 @@ class NeuronIntegratedGradients(OfNeuron, IntegratedGradients):
         device_ids: list[int] | None = None,
         multiply_by_inputs: bool = True,
     ) -> None:
-        OfNeuron.__init__(self, forward_func, layer, device_ids)
+        NeuronAttribution.__init__(self, forward_func, layer, device_ids)
         self._multiply = multiply_by_inputs
 
     @guarded
@@ -259,4 +256,5 @@ def quadrature_of(method: str, steps: int) -> Quadrature:
 
 
 def _delta(f: Probe, parts: tuple[Tensor, ...], baselines: Any) -> Tensor:
-    return row_sums(parts) - rise(f, baselines)
+    risen = rise(f, baselines)
+    return row_sums(parts, risen.ndim) - risen

@@ -5,11 +5,12 @@ from .memory import Pace
 from .packing import Packing, Tensors
 from .probe import Door, Meter, ModelError, NonFiniteError, Probe
 from .randomness import Noise, identities
-from .scores import Everything, Neuron, Output, OutputError, Score, Target, TargetError
-from .sites import Input, Layer, Site
+from .scores import Each, Everything, Neuron, Output, OutputError, Score, Target, TargetError
+from .sites import Input, Layer, Site, Together
 
 __all__ = [
     "Door",
+    "Each",
     "Everything",
     "Input",
     "Layer",
@@ -28,6 +29,7 @@ __all__ = [
     "Target",
     "TargetError",
     "Tensors",
+    "Together",
     "guarded",
     "identities",
     "untouched",

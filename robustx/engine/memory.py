@@ -66,7 +66,7 @@ class Pace:
         try:
             if not weigh:
                 return work(part), None
-            with _eagerly(), _Scales() as scales:
+            with eagerly(), _Scales() as scales:
                 result = work(part)
         except (RuntimeError, MemoryError) as e:
             if not out_of_memory(e):
@@ -87,7 +87,7 @@ def _budget(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else CPU_BUDGET
 
 
-def _eagerly() -> AbstractContextManager[Any]:
+def eagerly() -> AbstractContextManager[Any]:
     """Compiled models run uncompiled meanwhile, where there can be any: what is fused cannot be weighed."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 

@@ -52,12 +52,12 @@ class Packing:
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def split(self, z: Tensor) -> Tensors:
-        """[N, D] -> [N, *shape] each, in the dtype of ``z``."""
-        parts = z.split_with_sizes(self.sizes, 1) if len(self.shapes) > 1 else (z,)
-        return tuple(p.reshape(len(z), *s) for p, s in zip(parts, self.shapes, strict=True))
+        """[N, ..., D] -> [N, ..., *shape] each, in the dtype of ``z``."""
+        parts = z.split_with_sizes(self.sizes, -1) if len(self.shapes) > 1 else (z,)
+        return tuple(p.reshape(*z.shape[:-1], *s) for p, s in zip(parts, self.shapes, strict=True))
 
     def unpack(self, z: Tensor) -> Tensors:
-        """[N, D] -> [N, *shape] each, each in its own dtype."""
+        """[N, ..., D] -> [N, ..., *shape] each, each in its own dtype."""
         return tuple(p.to(d) for p, d in zip(self.split(z), self.dtypes, strict=True))
 
 
@@ -66,9 +66,14 @@ def flat(t: Tensor) -> Tensor:
     return t.reshape(len(t), prod(t.shape[1:]))
 
 
-def row_sums(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of everything in a row, over several tensors [N, ...] -> [N]."""
-    return torch.stack([flat(t).sum(1) for t in tensors]).sum(0)
+def times(a: Tensor, g: Tensor) -> Tensor:
+    """[N, D] times [N, ..., D] -> [N, ..., D]: what stands at a site, times gradients of one score or of several."""
+    return a.reshape(len(a), *(1,) * (g.ndim - 2), a.shape[1]) * g
+
+
+def row_sums(tensors: Sequence[Tensor], leading: int = 1) -> Tensor:
+    """The sum of everything behind the leading axes, over several tensors [N, ...] -> [N]."""
+    return torch.stack([t.reshape(*t.shape[:leading], prod(t.shape[leading:])).sum(-1) for t in tensors]).sum(0)
 
 
 def finest(t: Tensor) -> Tensor:

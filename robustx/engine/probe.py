@@ -1,16 +1,19 @@
 """The gradient engine: a model, seen as one number per row of what stands at one site."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .guard import modules_of, ordinary
 from .memory import Pace, out_of_memory
 from .packing import Packing, Tensors, flat
+from .rules import Rules
 from .scores import Everything, Output, OutputError, Score
 from .sites import Call, Input, Seen, Site
 
@@ -39,6 +42,21 @@ class Meter:
         return cls(zero, zero.clone())
 
 
+@dataclass
+class Local:
+    """What one pass of some queries showed at a site: scores, what stood there, and the scores' gradient there.
+
+    ``part`` of the queries; ``value`` [n] ([n, T] for several scores), ``here`` [n, L], ``grad`` [n, L] ([n, T, L]),
+    packed by ``packing``.
+    """
+
+    part: slice
+    value: Tensor
+    here: Tensor
+    grad: Tensor
+    packing: Packing
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """``z [N, D] -> score [N]``, with gradients: every method asks the model through this.
@@ -56,6 +74,8 @@ class Probe:
         args: further positional arguments; tensors whose first axis is B follow the examples.
         kwargs: further keyword arguments, likewise.
         strict: raise on NaN or infinite scores (a search lets them pass and never counts them as found).
+        rules: other ways for gradients to pass operations, in :meth:`locals`.
+        gradient: makes the gradients at given inputs in autograd's place: (inputs, rows) -> one for each input.
         pace: the batching rule, shared by all probes made from this one.
         meter: counts rows, shared likewise.
     """
@@ -68,6 +88,8 @@ class Probe:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
+    rules: Rules | None = None
+    gradient: Callable[[Tensors, Tensor], Sequence[Tensor]] | None = None
     pace: Pace = field(default_factory=Pace)
     meter: Meter | None = None
 
@@ -103,26 +125,31 @@ class Probe:
                 self._count(rows)
                 return out
 
-            here = self.at.read(counted, self._inputs(rows))
-            for t in here:
-                if len(t) != len(rows):
-                    raise OutputError(
-                        f"{self.at} has {len(t)} rows for {len(rows)} examples (shape {tuple(t.shape)}); "
-                        "choose a place whose first axis is the batch"
-                    )
-            return here
+            return self._batched(self.at.read(counted, self._inputs(rows)), rows)
 
         def read(rows: Tensor) -> list[Tensors]:
             work = self.pace.batches(len(rows), self.device, lambda part: look(rows[part]), "read")
             return [here for _, here in work]
 
-        # As many rows as examples may be chance (the state of an LSTM), but not for two numbers of them: the first
-        # example is read apart from the others, or once more where that leaves no two numbers.
-        first, others = self.everyone[:1], self.everyone[1:]
-        parts = read(first) + read(others)
-        if self.examples and len(others) < 2:
-            read(first.expand(2))
-        return tuple(torch.cat(t) for t in zip(*(parts or [look(first)]), strict=True))
+        parts = read(self.everyone) or [look(self.everyone)]
+        # As many rows as examples may be chance (the state of an LSTM), but not for two numbers of them.
+        if any(self._doubtful(t) for part in parts for t in part):
+            read(self.everyone[:1].expand(len(parts[0][0]) + 1))
+        return tuple(torch.cat(t) for t in zip(*parts, strict=True))
+
+    def _batched(self, here: Tensors, rows: Tensor) -> Tensors:
+        for t in here:
+            if t.ndim == 0 or len(t) != len(rows):
+                raise OutputError(
+                    f"{self.at} has {len(t) if t.ndim else 'no'} rows for {len(rows)} examples (shape "
+                    f"{tuple(t.shape)}); choose a place whose first axis is the batch"
+                )
+        return here
+
+    @staticmethod
+    def _doubtful(t: Tensor) -> bool:
+        """Whether another axis might be the batch as well."""
+        return len(t) in t.shape[1:]
 
     @cached_property
     def packing(self) -> Packing:
@@ -144,7 +171,7 @@ class Probe:
         """The same probe with another site, score, inputs..."""
         other = replace(self, **changes)
         if not {"model", "inputs", "at", "args", "kwargs"} & changes.keys():  # what stands at the site stays
-            known = ("everyone", "here", "packing", "point")
+            known = ("everyone", "here", "packing", "point", "_detour")
             other.__dict__.update({k: v for k, v in self.__dict__.items() if k in known})
         return other
 
@@ -181,18 +208,91 @@ class Probe:
         Rows must not see one another (a model in eval mode), so one backward pass of the sum serves all.
         """
 
+        assert self.rules is None, "rules hold where the model is watched: ask for locals"
+
         def work(part: slice) -> tuple[Tensor, Tensor]:
             z, rows = query(part)
             assert z is not None, "a gradient needs a point"
+            if self.gradient is not None:
+                return self._given(z, rows)
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
                 value, pull = self._forward(z, rows)
-                (g,) = self._backward(pull, z)
-            self._count(rows, backward=1)
+                g = self._slope(pull, (z,), self.packing)
+            self._count(rows, backward=1 if pull.ndim == 1 else pull.shape[1])
             return value.detach(), g if self.strict else g.nan_to_num()
 
         for part, (value, g) in self.pace.batches(n, self.device, work, ("grad", self._kind)):
             yield part, value, g
+
+    def local(self) -> Local:
+        """:meth:`locals` of the examples as they are, all together."""
+        parts = list(self.locals(self.examples, lambda part: (None, self.everyone[part])))
+        if len(parts) == 1:
+            return parts[0]
+        value, here, grad = (torch.cat([getattr(p, name) for p in parts]) for name in ("value", "here", "grad"))
+        return Local(slice(0, self.examples), value, here, grad, parts[0].packing)
+
+    def locals(self, n: int, query: Query) -> Iterator[Local]:
+        """Scores, what stands at the site and the gradients there, for ``n`` queries that stand at the inputs.
+
+        One forward and one backward pass for all three. Without queries one empty pass tells the shapes.
+        """
+        entry = self.to(at=Input())
+
+        def work(part: slice) -> Local:
+            z, rows = query(part)
+            inputs = self._inputs(rows) if z is None else entry.packing.unpack(z)
+            with torch.enable_grad():
+                here, value, pull = self._followed(inputs, rows)
+                packing = Packing.of(here)
+
+                def slope() -> Tensor:
+                    self._count(rows, forward=0, backward=1 if pull.ndim == 1 else pull.shape[1])
+                    return self._slope(pull, here, packing, keep=self.rules is not None)
+
+                g = slope() if self.rules is None else self.rules.backward(slope, packing.pack(here).detach(), rows)
+            return Local(part, value.detach(), packing.pack(here).detach(), g, packing)
+
+        if not n:
+            yield work(slice(0, 0))
+        for _, local in self.pace.batches(n, self.device, work, ("local", self.at)):
+            yield local
+
+    def _followed(self, inputs: Tensors, rows: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+        """What stands at the site for these inputs, the score's value and its pull, with their graph."""
+        here: Tensors = ()
+
+        def run(call: Call) -> None:
+            nonlocal here
+            here, _ = self.at.follow(call, inputs)
+
+        def again(inputs: Tensors, rows: Tensor) -> Tensor:  # the same pass of other inputs, without scores
+            at, _ = self.at.follow(self._call(rows), tuple(t.clone() for t in inputs))
+            self._count(rows)
+            return Packing.of(at).pack(self._batched(at, rows)).detach()
+
+        if self.rules is None:
+            out = self._read(rows, run)
+        else:
+            out = self.rules.forward(lambda: self._read(rows, run), again, rows)
+        self._count(rows)
+        here = self._batched(here, rows)
+        return here, *self._scored(out, rows)
+
+    def _given(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores, and gradients made by a function of the user's own."""
+        assert self.gradient is not None
+        inputs = self.packing.unpack(z.detach())
+        with torch.enable_grad():
+            grads = self.gradient(tuple(t.requires_grad_(t.is_floating_point()) for t in inputs), rows)
+        for g, t in zip(grads, inputs, strict=True):
+            if g.shape != t.shape:
+                raise ValueError(
+                    f"gradient_func must return a gradient of shape {tuple(t.shape)}, got {tuple(g.shape)}"
+                )
+        self._count(rows, forward=0, backward=1)
+        return self.value(z, rows), self.packing.pack(grads).detach()
 
     def jacobian(self, z: Tensor, scores: Sequence[Score], rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Several scores at once: values [N, T] and the gradients of their pulls [N, T, D].
@@ -208,10 +308,9 @@ class Probe:
                 for s in scores if self.strict else ():
                     s.check(out, r)
                 pulls = [s.pull(out, r) for s in scores]
-                grads = [self._backward(p, a, keep=i + 1 < len(pulls))[0] for i, p in enumerate(pulls)]
+                g = self._slope(torch.stack(pulls, 1), (a,), self.packing)
             self._count(r, backward=len(scores))
             values = torch.stack([self._checked(s.value(out, r), r).detach() for s in scores], 1)
-            g = torch.stack(grads, 1)
             return values, g if self.strict else g.nan_to_num()
 
         parts = [p for _, p in self.pace.batches(len(rows), self.device, work, ("jacobian", self._kind))]
@@ -233,30 +332,55 @@ class Probe:
         return type(self.at), sum(self.packing.sizes)
 
     def _forward(self, z: Tensor | None, rows: Tensor, pull: bool = True) -> tuple[Tensor, Tensor]:
-        out = self._output(z, rows)
+        return self._scored(self._output(z, rows), rows, pull)
+
+    def _scored(self, out: Any, rows: Tensor, pull: bool = True) -> tuple[Tensor, Tensor]:
+        """Value and pull of what was read."""
         if self.strict:
             self.of.check(out, rows)
         value = self._checked(self.of.value(out, rows), rows)
         return value, self.of.pull(out, rows) if pull else value
 
     def _output(self, z: Tensor | None, rows: Tensor) -> Any:
-        call, tap, seen = self._call(rows), self.of.tap, Seen()
-        if tap is None:
-            return self._run(call, z, rows)
+        return self._read(rows, lambda call: self._run(call, z, rows))
+
+    def _read(self, rows: Tensor, run: Callable[[Call], Any]) -> Any:
+        """What the score is read off when the model is called: its output, or what passes the tap."""
+        call, tap, seen, out = self._call(rows), self.of.tap, Seen(), None
 
         def watched(inputs: Tensors) -> Any:
-            nonlocal seen
-            with tap.watch() as seen:  # within the site's writing, so that it sees what was written
-                return call(inputs)
+            nonlocal seen, out
+            if tap is None:
+                out = call(inputs)
+            else:
+                with tap.watch() as seen:  # within the site's writing, so that it sees what was written
+                    out = call(inputs)
+            return out
 
-        self._run(watched, z, rows)
-        return seen.value
+        run(watched)
+        return out if tap is None else seen.value
 
     def _run(self, call: Call, z: Tensor | None, rows: Tensor) -> Any:
         if z is None:
             return call(self._inputs(rows))
-        inputs = () if isinstance(self.at, Input) else self._inputs(rows)  # z stands in their place
-        return self.at.write(call, inputs, self.packing.unpack(z), rows)
+        at = self.packing.unpack(z)
+        if isinstance(self.at, Input):
+            return self.at.write(call, (), at, rows)  # z stands in the inputs' place
+        if self.at.late and self.of.tap is None and self._detour.missing:
+            try:
+                out = self.at.write(call, self._inputs(rows[:0]), at, rows)
+                if all(t.ndim and len(t) == len(rows) for t in tree_leaves(out) if isinstance(t, Tensor)):
+                    return out
+            except Exception as e:  # whatever a model says of no examples where it needs some
+                if out_of_memory(e):
+                    raise
+            self._detour.missing = False
+        return self.at.write(call, self._inputs(rows), at, rows)
+
+    @cached_property
+    def _detour(self) -> "Detour":
+        follow = (*self.args, *self.kwargs.values())
+        return Detour(not any(isinstance(v, Tensor) and v.ndim and len(v) == self.examples for v in follow))
 
     def _inputs(self, rows: Tensor) -> Tensors:
         return tuple(t[rows] for t in self.inputs)
@@ -269,15 +393,23 @@ class Probe:
 
         def call(inputs: Tensors) -> Any:
             try:
-                if self.names is None:
-                    return self.model(*inputs, *args, **kwargs)
-                return self.model(*args, **dict(zip(self.names, inputs, strict=True)), **kwargs)
+                with self._recurrent():
+                    if self.names is None:
+                        return self.model(*inputs, *args, **kwargs)
+                    return self.model(*args, **dict(zip(self.names, inputs, strict=True)), **kwargs)
             except RuntimeError as e:
                 if out_of_memory(e) or isinstance(e, ModelError):
                     raise
                 raise ModelError(self._explain(inputs, e)) from e
 
         return call
+
+    def _recurrent(self) -> AbstractContextManager[None]:
+        """cuDNN's recurrent layers have gradients in train mode only; PyTorch's own have them in any."""
+        on_gpu = self.device.type == "cuda" and torch.is_grad_enabled()
+        if on_gpu and any(isinstance(m, nn.RNNBase) for whole in modules_of(self.model) for m in whole.modules()):
+            return torch.backends.cudnn.flags(enabled=False)
+        return nullcontext()
 
     def _explain(self, inputs: Tensors, e: RuntimeError) -> str:
         told = ", ".join(f"{tuple(t.shape)} {str(t.dtype)[6:]} on {t.device}" for t in inputs)
@@ -294,18 +426,23 @@ class Probe:
                 hint = f"the model's parameters are {str(weights.dtype)[6:]}: convert one of the two with .to(...)"
         return f"the model failed on inputs of shape {told}; {hint}. It said: {str(e).splitlines()[0]}"
 
-    def _backward(self, pull: Tensor, z: Tensor, keep: bool = False) -> tuple[Tensor]:
-        if not len(z):
-            return (torch.zeros_like(z),)
-        found = (
-            torch.autograd.grad(pull.sum(), z, retain_graph=keep, allow_unused=True) if pull.requires_grad else (None,)
-        )
-        if found[0] is None:
+    def _slope(self, pull: Tensor, at: Tensors, packing: Packing, keep: bool = False) -> Tensor:
+        """The gradient of ``pull`` [n] at ``at``, packed [n, L]; [n, T, L] for several pulls [n, T]."""
+        if pull.ndim == 2:
+            each = [self._slope(p, at, packing, keep or i + 1 < pull.shape[1]) for i, p in enumerate(pull.unbind(1))]
+            return torch.stack(each, 1)
+        moved = [t for t in at if t.requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(moved)
+        if len(pull) and pull.requires_grad and moved:
+            found = torch.autograd.grad(pull.sum(), moved, retain_graph=keep, allow_unused=True)
+        if len(pull) and all(g is None for g in found):
             raise ModelError(
                 "the model's output has no gradient with respect to its input: somewhere between them is a detach, a "
                 "rounding to integers, argmax, numpy or no_grad; use a method that needs values only (FeatureAblation)"
             )
-        return (found[0],)
+        grads = iter(found)
+        all_of_them = (next(grads) if t.requires_grad else None for t in at)
+        return packing.pack([torch.zeros_like(t) if g is None else g for g, t in zip(all_of_them, at, strict=True)])
 
     def _checked(self, value: Tensor, rows: Tensor) -> Tensor:
         if self.strict and not torch.isfinite(value).all():
@@ -316,12 +453,22 @@ class Probe:
             )
         return value
 
-    def _count(self, rows: Tensor, backward: int = 0) -> None:
+    def _count(self, rows: Tensor, forward: int = 1, backward: int = 0) -> None:
         assert self.meter is not None
         one = torch.ones_like(rows)
-        self.meter.forward.index_add_(0, rows, one)
-        if backward:
-            self.meter.backward.index_add_(0, rows, one * backward)
+        for meter, passes in ((self.meter.forward, forward), (self.meter.backward, backward)):
+            if passes:
+                meter.index_add_(0, rows, one * passes)
+
+
+@dataclass
+class Detour:
+    """Whether a late site has no way around it, as far as is known: then the model needs no examples before it.
+
+    A way around shows at once, whatever the model does: what comes along it has no rows, and fits nothing that has.
+    """
+
+    missing: bool
 
 
 def by_name(value: Any, names: tuple[str, ...] | None, what: str) -> Any:
@@ -394,7 +541,7 @@ class Door:
         """
         if not callable(model):
             raise TypeError(f"forward_func must be callable, got {type(model).__name__}")
-        if isinstance(of, Output):
+        if of is not None:
             of.fits(len(self.inputs[0]))
         further = () if args is None else args if isinstance(args, tuple) else (args,)
         return Probe(
@@ -415,4 +562,4 @@ class Door:
         return tensors[0] if self.single else tuple(tensors)
 
 
-__all__ = ["Door", "Meter", "ModelError", "NonFiniteError", "Probe", "Query"]
+__all__ = ["Door", "Local", "Meter", "ModelError", "NonFiniteError", "Probe", "Query"]

@@ -40,6 +40,10 @@ class Score(ABC):
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         return self.value(out, rows)
 
+    def fits(self, examples: int) -> None:
+        """Raises TargetError if the score was made for another number of examples."""
+        return
+
     def check(self, out: Any, rows: Tensor) -> None:
         """Raises if the score cannot be read off this output: what is too slow to ask in every pass of a search."""
         return
@@ -91,7 +95,6 @@ class Output(Score):
             ) from None
 
     def fits(self, examples: int) -> None:
-        """Raises TargetError if the target is a list whose length is not the number of examples."""
         i = self.index
         if i is not None and not isinstance(i, tuple) and len(i) != examples:
             raise TargetError(f"Target list length does not match output! {len(i)} targets for {examples} examples")
@@ -125,6 +128,28 @@ class Output(Score):
                 f"Cannot choose target column with output shape {tuple(out.shape)} and target {self.target!r}: {e}"
             ) from None
         return one_each(picked, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Each(Score):
+    """Several outputs at once [N, T]: attributions gain an axis [B, T, ...], from one forward pass.
+
+    Args:
+        targets: what each of them is, as for :class:`Output`; None: every element of an output [N, K].
+    """
+
+    targets: Sequence[Any] | None = None
+
+    def fits(self, examples: int) -> None:
+        for t in self.targets or ():
+            Output(t).fits(examples)
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        if self.targets is None:
+            return flat(tensor_output(out, rows))
+        if not self.targets:
+            raise TargetError("Each needs at least one target, got none; None means every output")
+        return torch.stack([Output(t).value(out, rows) for t in self.targets], 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,9 @@
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,12 @@ Call = Callable[[Tensors], Any]
 
 
 class Site(ABC):
-    """Where a function's argument stands. Law: writing what was read changes nothing."""
+    """Where a function's argument stands. Law: writing what was read changes nothing.
+
+    ``late`` says that what is written replaces all that the model did before, where no path leads around the site.
+    """
+
+    late = False
 
     @abstractmethod
     def read(self, call: Call, inputs: Tensors) -> Tensors:
@@ -27,6 +33,10 @@ class Site(ABC):
     @abstractmethod
     def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
         """The model's output for ``inputs`` with ``z`` at the site; ``rows`` [N] names each row's example."""
+
+    def follow(self, call: Call, inputs: Tensors) -> tuple[Tensors, Any]:
+        """What stands at the site when the model sees ``inputs``, and the output with its graph from there."""
+        raise TypeError(f"{type(self).__name__} has no value of its own to differentiate at")
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,11 @@ class Input(Site):
         return inputs
 
     def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
-        return call(tuple(t.clone() for t in z))  # a model may work in place on what it is given
+        return call(tuple(_copy(t) for t in z))
+
+    def follow(self, call: Call, inputs: Tensors) -> tuple[Tensors, Any]:
+        here, entering = _leaves(list(inputs))
+        return tuple(here), call(tuple(entering))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,32 +69,47 @@ class Layer(Site):
     side: Literal["input", "output"] = "output"
     call: int | None = None
 
+    late = True
+
     def read(self, call: Call, inputs: Tensors) -> Tensors:
         with torch.no_grad(), self.watch() as seen:
             call(inputs)
         return tuple(t.detach() for t in seen.value)
 
     def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
-        def put(here: Any) -> Any:
+        with self.put(z):
+            return call(inputs)
+
+    def follow(self, call: Call, inputs: Tensors) -> tuple[Tensors, Any]:
+        with self.watch(leaves=True) as seen:
+            out = call(inputs)
+        return seen.value, out
+
+    @contextmanager
+    def put(self, z: Tensors) -> Iterator[None]:
+        """Let ``z`` stand there during one call of the model."""
+
+        def change(here: Any) -> Any:
             leaves, tree = tree_flatten(here)
             new = iter([t.clone() for t in z])
             return tree_unflatten([next(new) if isinstance(v, Tensor) else v for v in leaves], tree)
 
-        with self._hooked(put):
-            return call(inputs)
+        with self._hooked(change):
+            yield
 
     @contextmanager
-    def watch(self) -> Iterator["Seen"]:
-        """Keep, with its graph, what passes by during one call of the model."""
+    def watch(self, leaves: bool = False) -> Iterator["Seen"]:
+        """Keep, with its graph, what passes by during one call of the model; as ``leaves``, a graph starts there."""
         seen = Seen()
 
         def keep(here: Any) -> Any:
-            leaves, tree = tree_flatten(here)
-            seen.tensors = tuple(t for t in leaves if isinstance(t, Tensor))
+            parts, tree = tree_flatten(here)
+            parts, passed_on = _leaves(parts) if leaves else (parts, [_copy(v) for v in parts])
+            seen.tensors = tuple(t for t in parts if isinstance(t, Tensor))
             if not seen.tensors:
                 way = "; if its inputs come by keyword, take the output of the layer before" * (self.side == "input")
                 raise TypeError(f"{self} passes no tensor there, but {type(here).__name__}{way}")
-            return tree_unflatten([t.clone() if isinstance(t, Tensor) else t for t in leaves], tree)
+            return tree_unflatten(passed_on, tree)
 
         with self._hooked(keep):
             yield seen
@@ -113,6 +142,60 @@ class Layer(Site):
 
     def __str__(self) -> str:
         return f"layer {type(self.module).__name__} ({self.side})"
+
+
+@dataclass(frozen=True, eq=False)
+class Together(Site):
+    """Several layers as one site: their tensors, one layer's after the other's. Written at once, each in its place."""
+
+    layers: tuple[Layer, ...]
+    counts: list[int] = field(default_factory=list)  # tensors of each layer, known once it was read
+
+    late = True
+
+    def read(self, call: Call, inputs: Tensors) -> Tensors:
+        with torch.no_grad():
+            return tuple(t.detach() for t in self._watched(call, inputs, leaves=False)[0])
+
+    def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
+        with ExitStack() as all_of_them:
+            for layer, part in zip(self.layers, self.apart(z), strict=True):
+                all_of_them.enter_context(layer.put(part))
+            return call(inputs)
+
+    def follow(self, call: Call, inputs: Tensors) -> tuple[Tensors, Any]:
+        return self._watched(call, inputs, leaves=True)
+
+    def apart(self, tensors: Tensors) -> list[Tensors]:
+        """The tensors of each layer."""
+        rest = iter(tensors)
+        return [tuple(islice(rest, n)) for n in self.counts]
+
+    def _watched(self, call: Call, inputs: Tensors, leaves: bool) -> tuple[Tensors, Any]:
+        with ExitStack() as all_of_them:
+            seen = [all_of_them.enter_context(layer.watch(leaves)) for layer in self.layers]
+            out = call(inputs)
+        self.counts[:] = [len(s.value) for s in seen]
+        return tuple(t for s in seen for t in s.value), out
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.layers))
+
+
+def _copy(v: Any) -> Any:
+    return v.clone() if isinstance(v, Tensor) else v  # a model may work in place on what it is given
+
+
+def _leaves(values: list[Any]) -> tuple[list[Any], list[Any]]:
+    """``values`` with a graph that starts there unless they are part of one, and copies for the model to go on with."""
+
+    def leaf(v: Any) -> Any:
+        fresh = isinstance(v, Tensor) and v.is_floating_point() and not v.requires_grad
+        return v.detach().requires_grad_() if fresh else v
+
+    with torch._C.DisableTorchFunction():  # no operation of the model's
+        here = [leaf(v) for v in values]
+        return here, [_copy(v) for v in here]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch import nn
 
 from robustx import attribution
 from robustx.attribution import Attribution
-from robustx.attribution.base import AtLayer, OfNeuron
+from robustx.attribution.base import LayerAttribution, NeuronAttribution
 
 METHODS = [c for c in vars(attribution).values() if isclass(c) and issubclass(c, Attribution) and not isabstract(c)]
 
@@ -50,7 +50,7 @@ class Case:
     usual: tuple = ()  # arguments that make it so
 
     def bind(self, model):
-        return self.method(model, model.layer) if issubclass(self.method, AtLayer) else self.method(model)
+        return self.method(model, model.layer) if issubclass(self.method, LayerAttribution) else self.method(model)
 
     def __call__(self, model, inputs, target=2, **options):
         return self.bind(model).attribute(inputs, **{self.target: target}, **dict(self.usual), **options)
@@ -64,11 +64,11 @@ class Case:
 
     @property
     def neuron(self):
-        return issubclass(self.method, OfNeuron)
+        return issubclass(self.method, NeuronAttribution)
 
     @property
     def at_input(self):
-        return not issubclass(self.method, AtLayer) or self.neuron
+        return not issubclass(self.method, LayerAttribution) or self.neuron
 
     @property
     def chunk(self):

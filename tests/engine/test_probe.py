@@ -390,7 +390,7 @@ def test_a_layer_without_rows():
             return self.stack(x).reshape(x.shape)[:, 0]
 
     m = Mixed()
-    with pytest.raises(OutputError, match=r"layer Flatten \(output\) has 5 rows for 1 examples \(shape \(5,\)\)"):
+    with pytest.raises(OutputError, match=r"layer Flatten \(output\) has 20 rows for 4 examples \(shape \(20,\)\)"):
         Probe(m, (rand(5),), at=Layer(m.stack)).point.sum()
 
 
