@@ -26,13 +26,13 @@ PLAIN = _words(
     "grid_sampler_3d embedding embedding_bag deg2rad rad2deg",
     # moving it elsewhere
     "diag diagonal diag_embed tril triu cat concat concatenate stack hstack vstack dstack column_stack split",
-    "split_with_sizes tensor_split chunk unbind unsafe_chunk unsafe_split hsplit vsplit view view_as reshape reshape_as",
-    "flatten unflatten squeeze unsqueeze permute transpose t swapaxes swapdims movedim moveaxis expand expand_as",
-    "broadcast_to broadcast_tensors repeat repeat_interleave tile flip fliplr flipud roll rot90 unfold fold narrow",
-    "select slice getitem setitem index_select gather take take_along_dim scatter scatter_add index_add index_copy",
-    "index_fill slice_scatter select_scatter as_strided clone contiguous to type type_as float double half bfloat16",
-    "cpu cuda requires_grad detach alias copy fill zero pad constant_pad_nd pixel_shuffle pixel_unshuffle",
-    "channel_shuffle max_unpool1d max_unpool2d max_unpool3d real meshgrid atleast_1d atleast_2d atleast_3d ravel",
+    "split_with_sizes tensor_split chunk unbind unsafe_chunk unsafe_split hsplit vsplit view view_as reshape",
+    "reshape_as flatten unflatten squeeze unsqueeze permute transpose t swapaxes swapdims movedim moveaxis expand",
+    "expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile flip fliplr flipud roll rot90 unfold fold",
+    "narrow select slice getitem setitem index_select gather take take_along_dim scatter scatter_add index_add",
+    "index_copy index_fill slice_scatter select_scatter as_strided clone contiguous to type type_as float",
+    "double half bfloat16 cpu cuda requires_grad detach alias copy fill zero pad constant_pad_nd pixel_shuffle",
+    "pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d real meshgrid atleast_1d atleast_2d atleast_3d ravel",
     "block_diag nan_to_num",
 ) | {f"get {name}" for name in ("T", "mT", "H", "mH", "real", "data")}
 
@@ -66,7 +66,7 @@ def _layer_norm(
 
 def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    y = x * torch.rsqrt((x * x).mean(tuple(range(-len(tuple(shape)), 0)), keepdim=True) + eps)
+    y = x / ((x * x).mean(tuple(range(-len(tuple(shape)), 0)), keepdim=True) + eps).sqrt()
     return _affine(y, weight, None)
 
 
@@ -243,7 +243,7 @@ PARTS: dict[str, Callable[..., Any]] = {
 
 def _standard(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
-    return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    return centred / ((centred * centred).mean(dims, keepdim=True) + eps).sqrt()
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

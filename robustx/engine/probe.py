@@ -379,8 +379,13 @@ class Probe:
 
     @cached_property
     def _detour(self) -> "Detour":
-        follow = (*self.args, *self.kwargs.values())
-        return Detour(not any(isinstance(v, Tensor) and v.ndim and len(v) == self.examples for v in follow))
+        return Detour(not self.follows)
+
+    @property
+    def follows(self) -> bool:
+        """Whether a further argument has a row for each example."""
+        further = (*self.args, *self.kwargs.values())
+        return any(isinstance(v, Tensor) and v.ndim and len(v) == self.examples for v in further)
 
     def _inputs(self, rows: Tensor) -> Tensors:
         return tuple(t[rows] for t in self.inputs)

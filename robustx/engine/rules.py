@@ -72,16 +72,22 @@ class Op:
         args, kwargs = _replaced((self.args, self.kwargs), tensors)
         return self.func(*args, **kwargs)
 
+    @property
+    def all_tensors(self) -> Tensors:
+        """Also those that are no numbers on the way, such as masks."""
+        return tuple(v for v in tree_leaves((self.args, self.kwargs)) if isinstance(v, Tensor))
+
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """An argument, by its place or its name."""
         return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
 
-    def pull_back(self, g: Tensor, tensors: Tensors | None = None) -> "Back":
-        """The plain gradient of what depends on the site, at other tensors if need be."""
+    def pull_back(self, g: Tensor, tensors: Tensors | None = None, instead: Callable[..., Any] | None = None) -> "Back":
+        """The plain gradient of what depends on the site; at other tensors, or of another function, if asked."""
         with torch.enable_grad():
             at = [t.detach().requires_grad_(n) for t, n in zip(tensors or self.tensors, self.needs, strict=True)]
-            out = self(*at)
-            grads = iter(torch.autograd.grad(out if isinstance(out, Tensor) else out[0], _some(at, self.needs), g))
+            out = (instead or self)(*at)
+            to = [t for t, n in zip(at, self.needs, strict=True) if n]
+            grads = iter(torch.autograd.grad(out if isinstance(out, Tensor) else out[0], to, g))
         return tuple(next(grads) if n else None for n in self.needs)
 
 
@@ -140,7 +146,7 @@ class Ruled(TorchFunctionMode):
         """Told of each operation that passes gradients by a rule, in order."""
 
     def passed(self, name: str, order: int, tensors: Tensors) -> None:
-        """Told of each operation with a rule that does not depend on the site, in order."""
+        """Told of each operation with a rule that does not depend on the site, in order, with all its tensors."""
 
     @contextmanager
     def over(self, model: Any) -> Iterator[None]:
@@ -208,7 +214,7 @@ class Ruled(TorchFunctionMode):
         needs = tuple(t.requires_grad for t in tensors)
         order, self.seen = self.seen, self.seen + 1
         if sum(needs) <= (name in self.joint):
-            self.passed(name, order, tensors)
+            self.passed(name, order, tuple(v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)))
             return func(*args, **kwargs)
         kept = tuple(t.detach().clone() if n else t for t, n in zip(tensors, needs, strict=True))
         args, kwargs = _replaced((args, kwargs), kept)
@@ -308,7 +314,3 @@ def _replaced(arguments: Any, tensors: Tensors) -> Any:
     new = iter(tensors)
     leaves, tree = tree_flatten(arguments)
     return tree_unflatten([next(new) if _moves(v) else v for v in leaves], tree)
-
-
-def _some(tensors: list[Tensor], which: tuple[bool, ...]) -> list[Tensor]:
-    return [t for t, yes in zip(tensors, which, strict=True) if yes]

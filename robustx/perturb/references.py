@@ -1,6 +1,7 @@
 """References: what features give way to."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import torch
@@ -64,7 +65,35 @@ def among(data: Tensor | tuple[Tensor, ...], seed: int = 0) -> Reference:
     return drawn
 
 
-def _like_inputs(baselines: Any, f: Probe) -> Tensors:
+def distribution(baselines: Any, f: Probe) -> Tensors:
+    """Reference inputs of any number of rows, [S, ...] each: Captum's ``baselines`` where they are a distribution.
+
+    Args:
+        baselines: a tensor [S, ...], a tuple (dict) of them, one for each input and all of one length, or a function
+            that makes these, without arguments or of the inputs.
+
+    Raises:
+        TypeError, ValueError: they are none of these, or do not fit the inputs.
+    """
+    if callable(baselines):
+        made = baselines(*f.inputs) if signature(baselines).parameters else baselines()
+        return distribution(made, f)
+    parts = _each_input(baselines, f)
+    for i, (b, x) in enumerate(zip(parts, f.inputs, strict=True)):
+        if not isinstance(b, Tensor):
+            raise TypeError(f"baselines must be tensors [S, ...] or a function that makes them, got {type(b).__name__}")
+        if b.ndim != x.ndim or b.shape[1:] != x.shape[1:] or not len(b):
+            raise ValueError(
+                f"baselines of shape {tuple(b.shape)} do not fit input {i} of shape {tuple(x.shape)}; expected "
+                f"[S, {', '.join(map(str, x.shape[1:]))}] with any number S of rows"
+            )
+    if len({len(b) for b in parts}) != 1:
+        raise ValueError(f"baselines must have one number of rows, got {', '.join(str(len(b)) for b in parts)}")
+    return tuple(b.detach().to(x) for b, x in zip(parts, f.inputs, strict=True))
+
+
+def _each_input(baselines: Any, f: Probe) -> tuple[Any, ...]:
+    """One entry for each input."""
     if isinstance(baselines, Mapping):
         names = f.names or ()
         if not baselines.keys() <= set(names):
@@ -76,7 +105,12 @@ def _like_inputs(baselines: Any, f: Probe) -> Tensors:
         baselines = (baselines,) * (len(f.inputs) if not isinstance(baselines, Tensor) else 1)
     if len(baselines) != len(f.inputs):
         raise ValueError(f"baselines must have one entry for each of the {len(f.inputs)} inputs, got {len(baselines)}")
-    return tuple(_like(b, x, i) for i, (b, x) in enumerate(zip(baselines, f.inputs, strict=True)))
+    return tuple(baselines)
+
+
+def _like_inputs(baselines: Any, f: Probe) -> Tensors:
+    parts = _each_input(baselines, f)
+    return tuple(_like(b, x, i) for i, (b, x) in enumerate(zip(parts, f.inputs, strict=True)))
 
 
 def _like(b: Any, x: Tensor, i: int) -> Tensor:
