@@ -1,6 +1,6 @@
 """Methods that add up gradients along a path from a reference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..engine.checks import whole
 from ..engine.guard import guarded
 from ..engine.packing import row_sums, times
-from ..engine.probe import Probe
+from ..engine.probe import Probe, Query
 from ..engine.sites import Layer
 from ..perturb.references import Reference, through
 from .base import GradientAttribution, LayerAttribution, NeuronAttribution, only_unused, rise
@@ -64,21 +64,35 @@ def integrated_gradients(f: Probe, reference: Reference, quadrature: Quadrature,
 
 def mean_grad(f: Probe, start: Tensor, way: Tensor, quadrature: Quadrature) -> Tensor:
     """The weighted mean of the gradients at ``start + node * way`` [B, D]; holds one batch of them at a time."""
-    nodes, weights = (t.to(start) for t in quadrature)
-    b, total = f.examples, None
+    nodes, weights = quadrature
+    answers = f.grads(len(nodes) * f.examples, along(start, way, nodes))
+    mean = weighed(((part, g) for part, _, g in answers), weights, f.examples)
+    return torch.zeros_like(start) if mean is None else mean
+
+
+def along(start: Tensor, way: Tensor, nodes: Tensor) -> Query:
+    """Queries at ``start + node * way``, node after node, each for all examples."""
+    nodes = nodes.to(start)
 
     def query(part: slice) -> tuple[Tensor, Tensor]:
-        step, row = _grid(part, b, start)
+        step, row = grid(part, len(start), start)
         return start[row] + nodes[step, None] * way[row], row
 
-    for part, _, g in f.grads(len(nodes) * b, query):
-        step, row = _grid(part, b, start)
-        total = start.new_zeros(b, *g.shape[1:]) if total is None else total
-        total.index_add_(0, row, weights[step].reshape(-1, *(1,) * (g.ndim - 1)) * g)
-    return torch.zeros_like(start) if total is None else total
+    return query
 
 
-def _grid(part: slice, b: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def weighed(answers: Iterable[tuple[slice, Tensor]], weights: Tensor, b: int) -> Tensor | None:
+    """The sum of weight times gradient over the nodes of a path [B, ...], part by part; None where there are none."""
+    total = None
+    for part, g in answers:
+        step, row = grid(part, b, g)
+        total = g.new_zeros(b, *g.shape[1:]) if total is None else total
+        total.index_add_(0, row, weights.to(g)[step].reshape(-1, *(1,) * (g.ndim - 1)) * g)
+    return total
+
+
+def grid(part: slice, b: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The node and the example of each query in a part of :func:`along`'s."""
     k = torch.arange(part.start, part.stop, device=like.device)
     return k // b, k % b
 
@@ -137,7 +151,7 @@ class IntegratedGradients(GradientAttribution):
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size)
         parts = self._integrate(f, baselines, n_steps, method)
         attributions = door.out(parts)
-        return (attributions, _delta(f, parts, baselines)) if return_convergence_delta else attributions
+        return (attributions, delta_of(f, parts, baselines)) if return_convergence_delta else attributions
 
     def _integrate(self, f: Probe, baselines: Any, n_steps: int, method: str) -> tuple[Tensor, ...]:
         a = integrated_gradients(f, through(baselines), quadrature_of(method, n_steps), self._multiply)
@@ -192,7 +206,7 @@ class LayerIntegratedGradients(LayerAttribution, IntegratedGradients):
         )
         parts = self._integrate(f, baselines, n_steps, method)
         attributions = self._out(site, parts)
-        return (attributions, _delta(f, parts, baselines)) if return_convergence_delta else attributions
+        return (attributions, delta_of(f, parts, baselines)) if return_convergence_delta else attributions
 
 
 class NeuronIntegratedGradients(NeuronAttribution, IntegratedGradients):
@@ -255,6 +269,7 @@ def quadrature_of(method: str, steps: int) -> Quadrature:
     return RULES[method](whole("n_steps", steps, least))
 
 
-def _delta(f: Probe, parts: tuple[Tensor, ...], baselines: Any) -> Tensor:
+def delta_of(f: Probe, parts: tuple[Tensor, ...], baselines: Any) -> Tensor:
+    """By how much attributions at the site miss the score's rise from the baselines [B] ([B, T])."""
     risen = rise(f, baselines)
     return row_sums(parts, risen.ndim) - risen

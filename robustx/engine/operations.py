@@ -32,8 +32,8 @@ PLAIN = _words(
     "narrow select slice getitem setitem index_select gather take take_along_dim scatter scatter_add index_add",
     "index_copy index_fill slice_scatter select_scatter as_strided clone contiguous to type type_as float",
     "double half bfloat16 cpu cuda requires_grad detach alias copy fill zero pad constant_pad_nd pixel_shuffle",
-    "pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d real meshgrid atleast_1d atleast_2d atleast_3d ravel",
-    "block_diag nan_to_num",
+    "pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d real meshgrid",
+    "atleast_1d atleast_2d atleast_3d ravel block_diag nan_to_num",
 ) | {f"get {name}" for name in ("T", "mT", "H", "mH", "real", "data")}
 
 ELEMENTWISE = _words(

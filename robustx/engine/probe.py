@@ -339,7 +339,8 @@ class Probe:
         if self.strict:
             self.of.check(out, rows)
         value = self._checked(self.of.value(out, rows), rows)
-        return value, self.of.pull(out, rows) if pull else value
+        same = not pull or type(self.of).pull is Score.pull
+        return value, value if same else self.of.pull(out, rows)
 
     def _output(self, z: Tensor | None, rows: Tensor) -> Any:
         return self._read(rows, lambda call: self._run(call, z, rows))
