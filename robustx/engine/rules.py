@@ -184,30 +184,29 @@ class Ruled(TorchFunctionMode):
                 h.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = name_of(func)
-        func, args, kwargs, into = _pure(func, args, kwargs or {})
+        name, kwargs = name_of(func), kwargs or {}
         if name in self.parts:
+            func, args, kwargs, into = _pure(func, args, kwargs)
             with self:
-                out = self.parts[name](*args, **kwargs)
-        elif name in self.rules:
-            out = self._ruled(name, func, *_cut((args, kwargs)))
-        elif isinstance(func, FunctionType) and func not in self._open and name not in (self.plain or ()):
+                return _into(into, self.parts[name](*args, **kwargs))
+        if name in self.rules:
+            return self._ruled(name, func, *_cut((args, kwargs)))
+        if isinstance(func, FunctionType) and func not in self._open and name not in (self.plain or ()):
             self._open.append(func)  # a gate may stand further inside than the function that is named
             try:
                 with self:
-                    out = _opened(func)(*args, **kwargs)
+                    return _opened(func)(*args, **kwargs)
             finally:
                 self._open.pop()
-        else:
-            args, kwargs = _cut((args, kwargs))
-            out = func(*args, **kwargs)
-            known = self.plain is None or name in self.plain or self.otherwise == "gradient"
-            if not known and any(t.requires_grad for t in tree_leaves(out) if isinstance(t, Tensor)):
-                raise RuleError(
-                    f"there is no rule for the operation {name!r}; replace it, attribute to a layer behind it, or let "
-                    "its plain gradient pass with otherwise='gradient'"
-                )
-        return out if into is None else into.copy_(out)
+        args, kwargs = _cut((args, kwargs))
+        out = func(*args, **kwargs)
+        known = self.plain is None or name in self.plain or self.otherwise == "gradient"
+        if not known and any(t.requires_grad for t in tree_leaves(out) if isinstance(t, Tensor)):
+            raise RuleError(
+                f"there is no rule for the operation {name!r}; replace it, attribute to a layer behind it, or let "
+                "its plain gradient pass with otherwise='gradient'"
+            )
+        return out
 
     def _ruled(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = tuple(v for v in tree_leaves((args, kwargs)) if _moves(v))
@@ -216,11 +215,12 @@ class Ruled(TorchFunctionMode):
         if sum(needs) <= (name in self.joint):
             self.passed(name, order, tuple(v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)))
             return func(*args, **kwargs)
+        func, args, kwargs, into = _pure(func, args, kwargs)
         kept = tuple(t.detach().clone() if n else t for t, n in zip(tensors, needs, strict=True))
         args, kwargs = _replaced((args, kwargs), kept)
         op = Op(name, func, args, kwargs, kept, needs, order, self.owners[-1] if self.owners else None)
         self.met(op)
-        return _Passing.apply(self.rules[name], op, *tensors)
+        return _into(into, _Passing.apply(self.rules[name], op, *tensors))
 
 
 def known(out: Any) -> None:
@@ -282,6 +282,10 @@ def _pure(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[
             if pure := getattr(home, name[:-1], None):
                 return pure, args, kwargs, args[0]
     return func, args, kwargs, None
+
+
+def _into(place: Tensor | None, out: Any) -> Any:
+    return out if place is None else place.copy_(out)
 
 
 @cache

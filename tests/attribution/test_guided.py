@@ -334,11 +334,10 @@ OTHERS = {
     "sigmoid_": lambda v: v.sigmoid_(),
     "an item": lambda v: (v.__setitem__((slice(None), 0), v[:, 1] * 2), v)[1],
 }
-KEPT = pytest.mark.xfail(strict=True, reason="what is made pure keeps the tensor that is then overwritten")
 
 
 @inputs
-@pytest.mark.parametrize("other", [n if n in ("sigmoid_", "an item") else pytest.param(n, marks=KEPT) for n in OTHERS])
+@pytest.mark.parametrize("other", OTHERS)
 def test_other_operations_in_place_pass_gradients_as_ever(method, other):
     torch.manual_seed(0)
     first, head = nn.Linear(5, 8).double(), nn.Linear(8, 4).double()
