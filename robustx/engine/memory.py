@@ -1,8 +1,9 @@
 """Memory: how many rows go through the model at once."""
 
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -87,9 +88,38 @@ def _budget(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else CPU_BUDGET
 
 
-def eagerly() -> AbstractContextManager[Any]:
-    """Compiled models run uncompiled meanwhile, where there can be any: what is fused cannot be weighed."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Compiled models run uncompiled meanwhile, where there can be any: what is fused is neither weighed nor watched.
+
+    The compiler has one stance for all threads: the first that asks changes it, and the last gives it back.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with _EAGER.lock:
+        if not _EAGER.count:
+            _EAGER.stance = torch.compiler.set_stance("force_eager")
+        _EAGER.count += 1
+    try:
+        yield
+    finally:
+        with _EAGER.lock:
+            _EAGER.count -= 1
+            if not _EAGER.count:
+                _EAGER.stance.__exit__(None, None, None)
+
+
+@dataclass
+class _Eager:
+    """How many ask for uncompiled models just now, and what gives the compiler's stance back."""
+
+    lock: Any = field(default_factory=threading.Lock)
+    count: int = 0
+    stance: Any = None
+
+
+_EAGER = _Eager()
 
 
 class _Scales(TorchDispatchMode):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .memory import eagerly
 from .packing import Tensors
 
 Call = Callable[[Tensors], Any]
@@ -104,8 +105,8 @@ class Layer(Site):
 
         def keep(here: Any) -> Any:
             parts, tree = tree_flatten(here)
-            parts, passed_on = _leaves(parts) if leaves else (parts, [_copy(v) for v in parts])
-            seen.tensors = tuple(t for t in parts if isinstance(t, Tensor))
+            kept, passed_on = _leaves(parts) if leaves else ([_copy(v) for v in parts], parts)
+            seen.tensors = tuple(t for t in kept if isinstance(t, Tensor))
             if not seen.tensors:
                 way = "; if its inputs come by keyword, take the output of the layer before" * (self.side == "input")
                 raise TypeError(f"{self} passes no tensor there, but {type(here).__name__}{way}")
@@ -130,7 +131,8 @@ class Layer(Site):
         on = self.module.register_forward_pre_hook if self.side == "input" else self.module.register_forward_hook
         handle = on(hook)
         try:
-            yield
+            with eagerly():  # what was compiled without the hook would pass it by
+                yield
         finally:
             handle.remove()
         if calls == 0 or (self.call is not None and calls <= self.call):
@@ -187,11 +189,14 @@ def _copy(v: Any) -> Any:
 
 
 def _leaves(values: list[Any]) -> tuple[list[Any], list[Any]]:
-    """``values`` with a graph that starts there unless they are part of one, and copies for the model to go on with."""
+    """``values`` with a graph that starts there unless they are part of one, and copies for the model to go on with.
+
+    The very tensors may go around the site as well, and whatever happens to them there is no part of it.
+    """
 
     def leaf(v: Any) -> Any:
         fresh = isinstance(v, Tensor) and v.is_floating_point() and not v.requires_grad
-        return v.detach().requires_grad_() if fresh else v
+        return v.detach().clone().requires_grad_() if fresh else _copy(v)
 
     with torch._C.DisableTorchFunction():  # no operation of the model's
         here = [leaf(v) for v in values]

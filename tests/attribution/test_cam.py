@@ -562,11 +562,8 @@ def test_small_gradients_in_half_precision():
     assert (found > 0).all()
 
 
-PASSED_BY = pytest.mark.xfail(strict=True, reason="what was compiled without a hook passes it by")
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
-@pytest.mark.parametrize("method", [pytest.param(m, marks=PASSED_BY) for m in (LayerGradCam, GuidedGradCam)], **named)
+@pytest.mark.parametrize("method", (LayerGradCam, GuidedGradCam), **named)
 def test_compiled_models(method):
     """Also those that ran before."""
     model, x = CNN(), pictures(20)

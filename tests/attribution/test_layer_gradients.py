@@ -292,7 +292,6 @@ class Skip(nn.Module):
         return out + h.mul_(0 if self.closed else 10)
 
 
-@pytest.mark.xfail(strict=True, reason="what goes into a layer is the very tensor that goes around it too")
 def test_what_goes_around_a_layer_is_no_part_of_it():
     """Whether parameters are frozen or not, and whatever is done to it behind the layer."""
     for closed in (False, True):
@@ -441,11 +440,8 @@ def test_mistakes():
     assert torch.equal(same.attribute(x, 1, grad_kwargs={"allow_unused": True}), plain)
 
 
-PASSED_BY = pytest.mark.xfail(strict=True, reason="what was compiled without a hook passes it by")
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
-@pytest.mark.parametrize("method", [InputXGradient, *(pytest.param(m, marks=PASSED_BY) for m in METHODS[1:])], **named)
+@pytest.mark.parametrize("method", METHODS, **named)
 def test_compiled_models(method):
     """Also those that ran before."""
     model, x = Net(), inputs_of(Net(), 20)

@@ -260,3 +260,99 @@ def test_a_state_that_only_seems_to_have_the_batch_first_is_refused(b):
     net = Net().double()
     with pytest.raises(OutputError, match="choose a place whose first axis is the batch"):
         assert Probe(net, (torch.rand(b, 6, 3).double(),), at=Layer(net.lstm)).here
+
+
+class Around(nn.Module):
+    """[B, 5] -> [B, 5]: a layer that gives back what it got, and a path around it, changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.layer = nn.Linear(5, 5).double(), nn.Identity()
+
+    def forward(self, x):
+        h = self.stem(x)
+        out = self.layer(h) * 3
+        return out + h.mul_(10)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_what_goes_around_a_site_is_no_part_of_it(side, frozen):
+    """Though it is the very same tensor."""
+    m, x = Around().requires_grad_(not frozen), rand(5)
+    at = Probe(m, (x,), Output(1), Layer(m.layer, side)).local()
+    assert_close(at.here, m.stem(x).detach())
+    assert_close(at.grad, torch.tensor([0.0, 3, 0, 0, 0], dtype=torch.float64).expand(B, 5))
+
+
+def whole(model):
+    return torch.compile(model, backend="eager")
+
+
+def itself(model):
+    model.compile(backend="eager")
+    return model
+
+
+def within(model):
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+def stance():
+    return torch._dynamo.eval_frame._stance.stance
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
+@pytest.mark.parametrize("compiled", [whole, itself, within])
+def test_compiled_models_are_seen_into(compiled):
+    """Also those that ran before; and they run compiled again afterwards, also after an error."""
+    torch._dynamo.reset()
+    m, x = nn.Sequential(mlp()[:2], mlp()[2:]), rand(5)
+    plain = nn.Sequential(*m[0], *m[1])
+    where, score = Layer(m[0][0]), Neuron(Layer(plain[2]), 1)
+    model = compiled(m)
+    model(x)
+    for given, at in ((model, where), (plain, Layer(plain[0]))):
+        z = Probe(given, (x,), score, at).point
+        assert_close(z, plain[0](x).detach())
+        assert_close(Probe(given, (x,), score, at).grad(z)[1], Probe(plain[1:], (z,), score).grad(z)[1])
+    seen = []
+
+    def fails(_):
+        seen.append(stance())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        where.read(fails, (x,))
+    assert seen == ["force_eager"] and stance() == "default"
+
+
+def test_threads_share_the_compilers_stance():
+    """The last to leave gives it back, whoever came first."""
+    torch._dynamo.reset()
+    m, one, other = mlp(), threading.Event(), threading.Event()
+
+    def first():
+        with Layer(m[0]).put((rand(8),)):
+            one.set()
+            other.wait(10)
+            m(rand(5))
+
+    def second():
+        one.wait(10)
+        with Layer(m[0]).put((rand(8),)):
+            other.set()
+            threads[0].join(10)
+            assert stance() == "force_eager"
+            m(rand(5))
+            done.append(True)
+
+    done = []
+    threads = [threading.Thread(target=t) for t in (first, second)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(20)
+    assert done and stance() == "default"
