@@ -1,8 +1,9 @@
 """DeepLIFT: differences from a reference, handed back through the model so that they add up."""
 
+import functools
 from collections.abc import Callable, Iterator
 from inspect import signature
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from ..engine.packing import Tensors, times
 from ..engine.probe import Probe
 from ..engine.rules import Again, Op, Ruled, RuleError, Rules, known
 from ..engine.sites import Input, Layer
-from ..perturb.references import distribution, through
+from ..perturb.references import distribution, given_by, through
 from .base import GradientAttribution, LayerAttribution, NeuronAttribution, only_unused, rise
-from .lift_rules import ruled
+from .lift_rules import lifted, ruled
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(multipliers [n, L], site here [n, L], site there [n or 1, L]) -> contributions [n, L]."""
@@ -41,7 +45,7 @@ class Lift(Rules):
         self, f: Probe, references: Tensors, paired: bool, combine: Combine, eps: float, otherwise: str
     ) -> None:
         self.model, self.references, self.paired, self.combine = f.model, references, paired, combine
-        self.eps, self.otherwise = eps, otherwise
+        self.rules, self.otherwise = lifted(self._at, eps), otherwise
         self.alone = not (paired or f.follows)  # whether references can go through the model without the examples
         self.together = TOGETHER
         self.sums: list[Tensor] = []  # of the contributions [n, S], a batch after the other
@@ -130,7 +134,7 @@ class Lift(Rules):
         )
 
     def _mode(self, kind: type[Any]) -> Any:
-        return ruled(self._at, self.eps, self.otherwise, kind)
+        return ruled(self.rules, self.otherwise, kind)
 
 
 class _Here(Ruled):
@@ -164,6 +168,20 @@ def lift(
     rules = Lift(f, references, paired, combine, eps, otherwise)
     at = f.to(rules=rules).local()
     return at, torch.cat(rules.sums)
+
+
+def asking(method: Callable[P, R]) -> Callable[P, R]:
+    """Runs a method with what its ``baselines`` make, if they are a function, which is asked outside any guard."""
+    takes = signature(method)
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        told = takes.bind(*args, **kwargs)
+        if "baselines" in told.arguments:
+            told.arguments["baselines"] = given_by(told.arguments["baselines"], told.arguments["inputs"])
+        return method(*told.args, **told.kwargs)
+
+    return run
 
 
 class DeepLift(GradientAttribution):
@@ -212,6 +230,7 @@ class DeepLift(GradientAttribution):
     def has_convergence_delta(self) -> bool:
         return True
 
+    @asking
     @guarded
     def attribute(
         self,
@@ -329,6 +348,7 @@ class LayerDeepLift(LayerAttribution, DeepLift):
         LayerAttribution.__init__(self, model, layer)
         self._set(multiply_by_inputs, eps, otherwise)
 
+    @asking
     @guarded
     def attribute(  # type: ignore[override]  # Captum's order of arguments
         self,
@@ -388,6 +408,7 @@ class NeuronDeepLift(NeuronAttribution, DeepLift):
         NeuronAttribution.__init__(self, model, layer)
         self._set(multiply_by_inputs, eps, otherwise)
 
+    @asking
     @guarded
     def attribute(  # type: ignore[override]  # Captum's order of arguments
         self,

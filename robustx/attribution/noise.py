@@ -19,7 +19,7 @@ from ..engine.probe import Door, Probe, Query, by_name
 from ..engine.randomness import Noise, identities
 from ..engine.scores import Each, Everything, Output, TargetError
 from ..engine.sites import Input, Layer
-from ..perturb.references import distribution
+from ..perturb.references import distribution, given_by
 from .base import Attribution, GradientAttribution, LayerAttribution, NeuronAttribution
 
 P = ParamSpec("P")
@@ -433,7 +433,7 @@ class RandomWays(GradientAttribution):
     def has_convergence_delta(self) -> bool:
         return True
 
-    def _distribution(self, f: Probe, inputs: Any, baselines: Any) -> Tensors:
+    def _distribution(self, f: Probe, inputs: Any, baselines: Any, together: bool = True) -> Tensors:
         for i, t in enumerate(f.inputs):
             if not t.is_floating_point():
                 raise TypeError(
@@ -443,9 +443,7 @@ class RandomWays(GradientAttribution):
                 )
         with untouched(self.forward_func):
             f.packing  # noqa: B018  # a model that does not fit is refused before anything is drawn
-        if callable(baselines):  # it may draw at random, so it is asked outside the guard
-            baselines = baselines(inputs) if signature(baselines).parameters else baselines()
-        return distribution(baselines, f)
+        return distribution(given_by(baselines, inputs), f, together)
 
     def _mean(
         self, f: Probe, count: int, ways: Callable[[Tensor], tuple[Tensor, Tensor]], points: Tensor, with_delta: bool
@@ -530,7 +528,7 @@ class GradientShap(RandomWays):
         with_delta: bool = False,
     ) -> tuple[Tensors, Tensor | None]:
         count, stds = whole("n_samples", n_samples, 1), deviations(stdevs, f.inputs, f.names)
-        data, entry = self._distribution(f, inputs, baselines), f.to(at=Input())
+        data, entry = self._distribution(f, inputs, baselines, together=False), f.to(at=Input())
         draws = GlobalDraws() if seed is None else KeyedDraws.of(f.inputs, count, seed, "gradient shap")
         everyone = torch.arange(f.examples * count, device=f.device)
         drawn = [draws.index(everyone, i, len(d)) for i, d in enumerate(data)]

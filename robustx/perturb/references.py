@@ -65,31 +65,48 @@ def among(data: Tensor | tuple[Tensor, ...], seed: int = 0) -> Reference:
     return drawn
 
 
-def distribution(baselines: Any, f: Probe) -> Tensors:
+def given_by(baselines: Any, inputs: Any) -> Any:
+    """Baselines as they are; of a function, what it makes of the inputs in their own form, or of no argument.
+
+    It may draw from the global generators, so it is to be asked where these are not given back.
+    """
+    if not callable(baselines):
+        return baselines
+    return baselines(inputs) if signature(baselines).parameters else baselines()
+
+
+def distribution(baselines: Any, f: Probe, together: bool = True) -> Tensors:
     """Reference inputs of any number of rows, [S, ...] each: Captum's ``baselines`` where they are a distribution.
 
     Args:
-        baselines: a tensor [S, ...], a tuple (dict) of them, one for each input and all of one length, or a function
-            that makes these, without arguments or of the inputs.
+        baselines: a tensor [S, ...], or a tuple (dict) of these, one for each input; a number is one row.
+        f: a probe of the inputs.
+        together: one draw serves all inputs, so all must have one number of rows, or a single one.
 
     Raises:
         TypeError, ValueError: they are none of these, or do not fit the inputs.
     """
-    if callable(baselines):
-        made = baselines(*f.inputs) if signature(baselines).parameters else baselines()
-        return distribution(made, f)
-    parts = _each_input(baselines, f)
-    for i, (b, x) in enumerate(zip(parts, f.inputs, strict=True)):
-        if not isinstance(b, Tensor):
-            raise TypeError(f"baselines must be tensors [S, ...] or a function that makes them, got {type(b).__name__}")
-        if b.ndim != x.ndim or b.shape[1:] != x.shape[1:] or not len(b):
-            raise ValueError(
-                f"baselines of shape {tuple(b.shape)} do not fit input {i} of shape {tuple(x.shape)}; expected "
-                f"[S, {', '.join(map(str, x.shape[1:]))}] with any number S of rows"
-            )
-    if len({len(b) for b in parts}) != 1:
+    parts = [_rows(b, x, i) for i, (b, x) in enumerate(zip(_each_input(baselines, f), f.inputs, strict=True))]
+    most = max(map(len, parts))
+    if together and not {len(b) for b in parts} <= {1, most}:
         raise ValueError(f"baselines must have one number of rows, got {', '.join(str(len(b)) for b in parts)}")
-    return tuple(b.detach().to(x) for b, x in zip(parts, f.inputs, strict=True))
+    return tuple(b.expand(most, *b.shape[1:]) if together else b for b in parts)
+
+
+def _rows(b: Any, x: Tensor, i: int) -> Tensor:
+    """[S, ...] for input ``i``."""
+    if isinstance(b, int | float):
+        return x.new_full((1, *x.shape[1:]), b)
+    if not isinstance(b, Tensor):
+        raise TypeError(
+            f"baselines must be tensors [S, ...], numbers or a function that makes them, got {type(b).__name__}"
+        )
+    if b.ndim != x.ndim or b.shape[1:] != x.shape[1:] or not len(b):
+        raise ValueError(
+            f"baselines of shape {tuple(b.shape)} do not fit input {i} of shape {tuple(x.shape)}; expected "
+            f"[S, {', '.join(map(str, x.shape[1:]))}] with any number S of rows"
+        )
+    return b.detach().to(x)
 
 
 def _each_input(baselines: Any, f: Probe) -> tuple[Any, ...]:
