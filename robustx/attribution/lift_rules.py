@@ -30,12 +30,12 @@ def lifted(there: There, eps: float) -> Mapping[str, Rule]:
         (SOFTMAX, softmax),
         (SWITCHES, switch),
     )
-    return {name: partial(_asked, rule, there) for names, rule in kinds for name in names}
+    return {name: rule for names, one in kinds for rule in (partial(_asked, one, there),) for name in names}
 
 
-def ruled(there: There, eps: float, otherwise: str, kind: type[Ruled]) -> Ruled:
+def ruled(rules: Mapping[str, Rule], otherwise: str, kind: type[Ruled]) -> Ruled:
     """A mode under which differences pass every operation."""
-    return kind(lifted(there, eps), PRODUCTS, PARTS, PLAIN, otherwise)
+    return kind(rules, PRODUCTS, PARTS, PLAIN, otherwise)
 
 
 def rescale(op: Op, g: Tensor, there: Tensors, eps: float) -> Back:
@@ -45,8 +45,9 @@ def rescale(op: Op, g: Tensor, there: Tensors, eps: float) -> Back:
     y, y0 = op(*op.tensors), op(*op.tensors[:i], x0, *op.tensors[i + 1 :])
     if y.shape != x.shape:
         raise RuleError(f"the operation {op.name!r} makes {tuple(y.shape)} of {tuple(x.shape)}: expand it before")
-    close = _close(x, x0, eps)
-    m = (y - y0) / torch.where(close, 1, x - x0)
+    way = x - x0
+    close = _close(way, x, eps)
+    m = (y - y0) / torch.where(close, 1, way)
     if close.any():
         slope = op.pull_back(torch.ones_like(y))[i]
         assert slope is not None, "it depends on the site"
@@ -122,9 +123,10 @@ def _picked(
     top = torch.maximum(y, y0)
     shares = []
     for k, won, otherwise in ((i, top - y0, 1), (i0, y - top, 0)):
-        here, there = x.gather(-1, k), x0.expand_as(x).gather(-1, k)
-        close = _close(here, there, eps)
-        shares.append(torch.where(close, otherwise, won / torch.where(close, 1, here - there)))
+        here = x.gather(-1, k)
+        way = here - x0.expand_as(x).gather(-1, k)
+        close = _close(way, here, eps)
+        shares.append(torch.where(close, otherwise, won / torch.where(close, 1, way)))
     return lambda x: x.gather(-1, i) * shares[0] + x.gather(-1, i0) * shares[1]
 
 
@@ -172,9 +174,9 @@ def _half_way(op: Op, there: Tensors) -> Tensors:
     return tuple((t + t0) / 2 if n else t for t, t0, n in zip(op.tensors, there, op.needs, strict=True))
 
 
-def _close(x: Tensor, x0: Tensor, eps: float) -> Tensor:
-    """Whether numbers are the same to rounding, so that their difference tells nothing."""
-    return (x - x0).abs() <= eps + 4 * torch.finfo(x.dtype).eps * torch.maximum(x.abs(), x0.abs())
+def _close(way: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Whether the way to ``x`` is rounding, and tells nothing."""
+    return way.abs() <= eps + 4 * torch.finfo(x.dtype).eps * x.abs()
 
 
 def _only(op: Op) -> int:

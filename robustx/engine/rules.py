@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from inspect import signature
+from inspect import Signature, signature
 from types import FunctionType
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from .guard import modules_of
 from .memory import eagerly
@@ -75,7 +75,7 @@ class Op:
     @property
     def all_tensors(self) -> Tensors:
         """Also those that are no numbers on the way, such as masks."""
-        return tuple(v for v in tree_leaves((self.args, self.kwargs)) if isinstance(v, Tensor))
+        return tuple(_tensors((self.args, self.kwargs)))
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """An argument, by its place or its name."""
@@ -201,7 +201,7 @@ class Ruled(TorchFunctionMode):
         args, kwargs = _cut((args, kwargs))
         out = func(*args, **kwargs)
         known = self.plain is None or name in self.plain or self.otherwise == "gradient"
-        if not known and any(t.requires_grad for t in tree_leaves(out) if isinstance(t, Tensor)):
+        if not known and any(t.requires_grad for t in _tensors(out)):
             raise RuleError(
                 f"there is no rule for the operation {name!r}; replace it, attribute to a layer behind it, or let "
                 "its plain gradient pass with otherwise='gradient'"
@@ -209,11 +209,12 @@ class Ruled(TorchFunctionMode):
         return out
 
     def _ruled(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        tensors = tuple(v for v in tree_leaves((args, kwargs)) if _moves(v))
+        found = tuple(_tensors((args, kwargs)))
+        tensors = tuple(t for t in found if t.is_floating_point())
         needs = tuple(t.requires_grad for t in tensors)
         order, self.seen = self.seen, self.seen + 1
         if sum(needs) <= (name in self.joint):
-            self.passed(name, order, tuple(v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)))
+            self.passed(name, order, found)
             return func(*args, **kwargs)
         func, args, kwargs, into = _pure(func, args, kwargs)
         kept = tuple(t.detach().clone() if n else t for t, n in zip(tensors, needs, strict=True))
@@ -266,14 +267,16 @@ def name_of(func: Any) -> str:
 
 
 @cache
-def _takes_inplace(func: Any) -> bool:
-    return isinstance(func, FunctionType) and "inplace" in signature(func).parameters
+def _inplace(func: Any) -> Signature | None:
+    """The signature of a function that may be asked to work in place."""
+    found = signature(func) if isinstance(func, FunctionType) else None
+    return found if found and "inplace" in found.parameters else None
 
 
 def _pure(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], Tensor | None]:
     """An operation that works on nothing in place, its arguments, and the tensor that its result belongs into."""
-    if _takes_inplace(func):
-        bound = signature(func).bind(*args, **kwargs)
+    if asked := _inplace(func):
+        bound = asked.bind(*args, **kwargs)
         inplace = bound.arguments.pop("inplace", False)
         return func, bound.args, bound.kwargs, bound.args[0] if inplace else None
     name = getattr(func, "__name__", "")
@@ -305,16 +308,33 @@ def _never(*_: Any) -> bool:
     return False
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, or in what an operation returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for v in value:
+            yield from _tensors(v)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Arguments with other tensors in the places of theirs."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list):
+        return [_mapped(change, v) for v in value]
+    if isinstance(value, tuple):
+        return tuple([_mapped(change, v) for v in value])
+    return {k: _mapped(change, v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def _cut(arguments: Any) -> Any:
     """Arguments whose parameters are constants."""
-    return tree_map(lambda v: v.detach() if isinstance(v, Tensor) and v.is_leaf and v.requires_grad else v, arguments)
-
-
-def _moves(v: Any) -> bool:
-    return isinstance(v, Tensor) and v.is_floating_point()
+    return _mapped(lambda t: t.detach() if t.requires_grad and t.is_leaf else t, arguments)
 
 
 def _replaced(arguments: Any, tensors: Tensors) -> Any:
     new = iter(tensors)
-    leaves, tree = tree_flatten(arguments)
-    return tree_unflatten([next(new) if _moves(v) else v for v in leaves], tree)
+    return _mapped(lambda t: next(new) if t.is_floating_point() else t, arguments)
