@@ -5,6 +5,7 @@ start from these lists; what is in none of them is an error, never linear in sil
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import prod, sqrt
 from typing import Any
 
@@ -16,15 +17,17 @@ def _words(*lines: str) -> frozenset[str]:
     return frozenset(word for line in lines for word in line.split())
 
 
-PLAIN = _words(
-    # linear in what depends on the site
+LINEAR = _words(
     "add sub rsub neg positive sum mean nanmean nansum cumsum diff sum_to_size trace dropout dropout1d dropout2d",
     "dropout3d alpha_dropout feature_dropout feature_alpha_dropout native_dropout batch_norm native_batch_norm",
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate upsample",
     "upsample_nearest upsample_bilinear upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d",
     "upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d grid_sample grid_sampler grid_sampler_2d",
     "grid_sampler_3d embedding embedding_bag deg2rad rad2deg",
-    # moving it elsewhere
+)
+"""Linear in what depends on the site."""
+
+MOVES = _words(
     "diag diagonal diag_embed tril triu cat concat concatenate stack hstack vstack dstack column_stack split",
     "split_with_sizes tensor_split chunk unbind unsafe_chunk unsafe_split hsplit vsplit view view_as reshape",
     "reshape_as flatten unflatten squeeze unsqueeze permute transpose t swapaxes swapdims movedim moveaxis expand",
@@ -35,6 +38,9 @@ PLAIN = _words(
     "pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d real meshgrid",
     "atleast_1d atleast_2d atleast_3d ravel block_diag nan_to_num",
 ) | {f"get {name}" for name in ("T", "mT", "H", "mH", "real", "data")}
+"""What depends on the site, moved elsewhere."""
+
+PLAIN = LINEAR | MOVES
 
 ELEMENTWISE = _words(
     "relu relu6 leaky_relu prelu rrelu elu selu celu silu mish gelu softplus softsign tanhshrink softshrink hardshrink",
@@ -57,28 +63,45 @@ SWITCHES = _words("where masked_fill")
 SOFTMAX = _words("softmax log_softmax logsumexp")
 
 
+Hold = Callable[[Tensor], Tensor]
+"""What is made of a norm's deviation before it divides."""
+
+
 def _layer_norm(
-    x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+    hold: Hold,
+    x: Tensor,
+    shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     """Centred, divided by its deviation."""
-    return _affine(_standard(x, tuple(range(-len(tuple(shape)), 0)), eps), weight, bias)
+    return _affine(_standard(hold, x, tuple(range(-len(tuple(shape)), 0)), eps), weight, bias)
 
 
-def _rms_norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def _rms_norm(hold: Hold, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    y = x / ((x * x).mean(tuple(range(-len(tuple(shape)), 0)), keepdim=True) + eps).sqrt()
+    y = x / hold(((x * x).mean(tuple(range(-len(tuple(shape)), 0)), keepdim=True) + eps).sqrt())
     return _affine(y, weight, None)
 
 
 def _group_norm(
-    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+    hold: Hold,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     n, c = x.shape[:2]
-    y = _standard(x.reshape(n, num_groups, -1), (-1,), eps).reshape(x.shape)
+    y = _standard(hold, x.reshape(n, num_groups, -1), (-1,), eps).reshape(x.shape)
     return _affine(y, *(_channels(p, c, x.ndim) for p in (weight, bias)))
 
 
 def _instance_norm(
+    hold: Hold,
     x: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -91,7 +114,7 @@ def _instance_norm(
 ) -> Tensor:
     c = x.shape[1]
     if use_input_stats:
-        y = _standard(x, tuple(range(2, x.ndim)), eps)
+        y = _standard(hold, x, tuple(range(2, x.ndim)), eps)
     else:
         assert running_mean is not None and running_var is not None, "PyTorch would have refused"
         mean, deviation = (_channels(t, c, x.ndim) for t in (running_mean, (running_var + eps).sqrt()))
@@ -213,11 +236,19 @@ def _rnn_relu(*args: Any) -> tuple[Tensor, ...]:
     return _recurrent(_elman(torch.relu), *args)
 
 
+def norms(hold: Hold) -> dict[str, Callable[..., Any]]:
+    """The norms of :data:`PARTS`, with something made of the deviation that they divide by."""
+    known: dict[str, Callable[..., Any]] = {
+        "layer_norm": _layer_norm,
+        "rms_norm": _rms_norm,
+        "group_norm": _group_norm,
+        "instance_norm": _instance_norm,
+    }
+    return {name: partial(norm, hold) for name, norm in known.items()}
+
+
 PARTS: dict[str, Callable[..., Any]] = {
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
-    "instance_norm": _instance_norm,
+    **norms(lambda deviation: deviation),
     "scaled_dot_product_attention": _attention,
     "glu": _glu,
     "linalg_vector_norm": _vector_norm,
@@ -241,9 +272,9 @@ PARTS: dict[str, Callable[..., Any]] = {
 """Operations that are no single step: the same, written in the steps above."""
 
 
-def _standard(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+def _standard(hold: Hold, x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
-    return centred / ((centred * centred).mean(dims, keepdim=True) + eps).sqrt()
+    return centred / hold(((centred * centred).mean(dims, keepdim=True) + eps).sqrt())
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

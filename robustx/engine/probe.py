@@ -247,7 +247,7 @@ class Probe:
                 here, value, pull = self._followed(inputs, rows)
                 packing = Packing.of(here)
 
-                def slope() -> Tensor:
+                def slope(pull: Tensor = pull) -> Tensor:
                     self._count(rows, forward=0, backward=1 if pull.ndim == 1 else pull.shape[1])
                     return self._slope(pull, here, packing, keep=self.rules is not None)
 

@@ -29,8 +29,8 @@ Again = Callable[[Tensors, Tensor], Tensor]
 """Runs the model once more: (inputs, rows) -> what stands at the site, packed [n, L]."""
 
 
-class RuleError(ValueError):
-    """The model holds something that the rules say nothing about."""
+class RuleError(ValueError, TypeError):
+    """The model holds something that the rules say nothing about. Also a TypeError, as raised by Captum's LRP."""
 
 
 class Rules(ABC):
@@ -40,8 +40,11 @@ class Rules(ABC):
     def forward(self, run: Callable[[], Any], again: Again, rows: Tensor) -> Any:
         """``run()`` under the rules; ``again`` runs the model on other inputs, such as references."""
 
-    def backward(self, slope: Callable[[], Tensor], here: Tensor, rows: Tensor) -> Tensor:
-        """What is made of ``slope()``, the gradient under the rules [n, L]; ``here`` [n, L] stands at the site."""
+    def backward(self, slope: Callable[..., Tensor], here: Tensor, rows: Tensor) -> Tensor:
+        """What is made of ``slope()``, the gradient under the rules [n, L]; ``here`` [n, L] stands at the site.
+
+        ``slope(pull)`` is that of another number than the score.
+        """
         return slope()
 
 
