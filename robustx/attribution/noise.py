@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from math import inf, prod
+from math import gcd, inf, prod
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
@@ -128,28 +128,35 @@ def deviations(stdevs: Any, inputs: Tensors, names: tuple[str, ...] | None) -> t
 # --- noise on the inputs ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Moments:
-    """The number of samples, their mean [B, ...] and the sum of their squared distances from it, in float32 at least.
+    """How many samples there were of each example, their mean [B, ...] and their squared distances from it, summed up.
 
-    Put together as by Chan, Golub, LeVeque (1983), who never subtract one large square from another.
+    In float32 at least; put together as by Chan, Golub, LeVeque (1983), who never subtract one large square from
+    another.
     """
 
-    count: int
+    count: Tensor  # [B, 1, ...]
     mean: Tensor
     spread: Tensor
 
     @classmethod
-    def of(cls, a: Tensor) -> "Moments":
-        """Of samples [B, S, ...]."""
-        a = a.to(torch.promote_types(a.dtype, torch.float32))
-        mean = a.mean(1)
-        return cls(a.shape[1], mean, (a - mean[:, None]).square().sum(1))
+    def none(cls, examples: int, like: Tensor) -> "Moments":
+        """Of no samples as yet, which will be like these [n, ...]."""
+        zero = like.new_zeros(examples, *like.shape[1:], dtype=torch.promote_types(like.dtype, torch.float32))
+        return cls(zero.new_zeros(examples, *(1,) * (like.ndim - 1)), zero, zero.clone())
 
-    def __add__(self, more: "Moments") -> "Moments":
-        count, off = self.count + more.count, more.mean - self.mean
-        between = off.square() * (self.count * more.count / count)
-        return Moments(count, self.mean + off * (more.count / count), self.spread + more.spread + between)
+    def add(self, a: Tensor, rows: Tensor) -> None:
+        """Samples [n, ...] of the examples ``rows`` [n]: all from the first to the last of them, in order."""
+        some = slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0)
+        before, mean, spread = self.count[some], self.mean[some], self.spread[some]
+        a, mine = a.to(mean.dtype), rows - some.start if len(rows) else rows
+        count = torch.zeros_like(before).index_add_(0, mine, before.new_ones(len(mine), *before.shape[1:]))
+        centre = torch.zeros_like(mean).index_add_(0, mine, a) / count
+        off, part = centre - mean, count / (before + count)
+        spread.index_add_(0, mine, (a - centre[mine]).square()).add_(off.square() * before * part)
+        mean.add_(off * part)
+        before.add_(count)
 
     @property
     def variance(self) -> Tensor:
@@ -231,34 +238,38 @@ class NoiseTunnel(Attribution):
         if nt_type not in TUNNELS:
             raise ValueError(f"nt_type must be one of {', '.join(map(repr, TUNNELS))}, got {nt_type!r}")
         n, door = whole("nt_samples", nt_samples, 1), Door.open(inputs)
-        size = nt_samples_batch_size
-        size = max(1, BUDGET // _bytes(door.inputs)) if size is None else whole("nt_samples_batch_size", size, 1)
+        if nt_samples_batch_size is not None:
+            whole("nt_samples_batch_size", nt_samples_batch_size, 1)
         draws = GlobalDraws() if seed is None else KeyedDraws.of(door.inputs, n, seed, "noise tunnel")
         if seed is not None and "seed" in signature(self.attribution_method.attribute).parameters:
             kwargs["seed"] = seed
         copies = _Copies(
             door, n, deviations(stdevs, door.inputs, door.names), draws, kwargs, draw_baseline_from_distrib
         )
-        # captum draws baselines once for all full batches: so do we, where the caller says what a batch is
-        reuse = seed is None and nt_samples_batch_size is not None
 
         with_delta = bool(kwargs.get("return_convergence_delta")) and self.has_convergence_delta()
         moments: list[Moments] = []
         deltas: list[Tensor] = []
-        for noisy, told, of_each in copies.batches(size, reuse):
+        order: list[Tensor] = []
+        for k, noisy, told in copies.batches(nt_samples_batch_size, reuse=seed is None):
             if hasattr(self.attribution_method, "gradient_func"):  # captum's warn where they have to ask for gradients
                 noisy = [t.requires_grad_(t.is_floating_point()) for t in noisy]
             found = self.attribution_method.attribute(door.out(noisy), **told)
             if with_delta:
                 found, delta = found
-                deltas.append(copies.apart(delta, of_each).flatten(1, 2))
+                deltas.append(copies.apart(delta, k))
+                order.append(k)
             leaves, form = tree_flatten(found)
-            batch = [Moments.of(copies.apart(a, of_each)) for a in leaves]
-            moments = [m + more for m, more in zip(moments, batch, strict=True)] if moments else batch
+            samples = [copies.apart(a, k) for a in leaves]
+            moments = moments or [Moments.none(copies.examples, a) for a in samples]
+            for m, a in zip(moments, samples, strict=True):
+                m.add(a, k // n)
         smooth = [TUNNELS[nt_type](m).flatten(0, 1) for m in moments]
         smooth = [t.to(a.dtype) if a.is_floating_point() else t for t, a in zip(smooth, leaves, strict=True)]
         attributions = tree_unflatten(smooth, form)
-        return (attributions, torch.cat(deltas, 1).flatten(0, 1)) if with_delta else attributions
+        if not with_delta:
+            return attributions
+        return attributions, torch.cat(deltas)[torch.cat(order).argsort()].flatten(0, 1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.attribution_method!r})"
@@ -279,27 +290,30 @@ class _Copies:
     def examples(self) -> int:
         return len(self.door.inputs[0])
 
-    def batches(self, size: int, reuse: bool) -> Iterator[tuple[list[Tensor], dict[str, Any], int]]:
-        """The inputs' copies, the arguments for them, and how many there are of each example."""
-        everyone = torch.arange(self.examples, device=self.door.inputs[0].device)
-        told: dict[str, Any] = {}
-        before = 0
-        for some in torch.arange(self.count, device=everyone.device).split(size):
-            k = (everyone[:, None] * self.count + some).flatten()
-            told = told if reuse and len(some) == before else self._told(k)
-            before = len(some)
-            yield self._noisy(k), told, before
+    def batches(self, size: int | None, reuse: bool) -> Iterator[tuple[Tensor, list[Tensor], dict[str, Any]]]:
+        """Which copies [n] come next, the inputs' copies, and the arguments for them.
 
-    def apart(self, a: Tensor, of_each: int) -> Tensor:
-        """[B * S * M, ...] -> [B, S, M, ...]: a method may give several rows for each of its inputs."""
-        copies = self.examples * of_each
-        rows, left = divmod(len(a) if a.ndim else 1, max(copies, 1))
+        ``size`` copies of each example at once, or as many as fit, example by example. With ``reuse``, batches of one
+        ``size`` share baselines that are drawn, as captum's do.
+        """
+        inputs = self.door.inputs
+        k = torch.arange(self.examples * self.count, device=inputs[0].device)
+        parts = _parts(k, inputs) if size is None else [p.flatten() for p in k.view(-1, self.count).split(size, 1)]
+        told: dict[str, Any] = {}
+        for i, part in enumerate(parts):
+            again = reuse and size is not None and i > 0 and len(part) == len(parts[i - 1])
+            told = told if again else self._told(part)
+            yield part, self._noisy(part), told
+
+    def apart(self, a: Tensor, k: Tensor) -> Tensor:
+        """[n * M, ...] -> [n, M, ...]: a method may give several rows for each of its inputs."""
+        rows, left = divmod(len(a) if a.ndim else 1, max(len(k), 1))
         if left:
             raise ValueError(
-                f"attribution_method gave shape {tuple(a.shape)} for {copies} copies of {self.examples} examples; it "
+                f"attribution_method gave shape {tuple(a.shape)} for {len(k)} copies of {self.examples} examples; it "
                 "must give each of them rows of its own"
             )
-        return a.detach().reshape(self.examples, of_each, rows, *a.shape[1:])
+        return a.detach().reshape(len(k), rows, *a.shape[1:])
 
     def _noisy(self, k: Tensor) -> list[Tensor]:
         each = [t[k // self.count] for t in self.door.inputs]
@@ -364,8 +378,18 @@ def _targets(target: Any, rows: Tensor, b: int) -> Any:
     return target[rows.to(target.device)] if isinstance(target, Tensor) else [target[i] for i in rows.tolist()]
 
 
-def _bytes(inputs: Tensors) -> int:
-    return max(1, sum(t.numel() * t.element_size() for t in inputs))
+def _parts(k: Tensor, inputs: Tensors) -> list[Tensor]:
+    """Some copies of examples [n], as many at once as fit.
+
+    They draw what all would draw at once where torch's generator fills a tensor in order, sixteen numbers at a time.
+    """
+    sizes = [prod(t.shape[1:]) for t in inputs]
+    unit = 16 // gcd(16, *sizes)
+    each = sum(n * t.element_size() for n, t in zip(sizes, inputs, strict=True))
+    parts = list(k.split(max(1, BUDGET // max(1, each) // unit) * unit))
+    if len(parts) > 1 and len(parts[-1]) < unit:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 # --- random references ------------------------------------------------------------------------------------
@@ -454,9 +478,7 @@ class RandomWays(GradientAttribution):
         """
         entry, total = f.to(at=Input()), None
         deltas: list[Tensor] = []
-        # where torch's generator fills tensors in order, as on CPUs, sixteen rows or more at a time draw as all at once
-        rows_at_once = max(1, BUDGET * f.examples // _bytes(f.inputs) // 16) * 16
-        for k in torch.arange(len(points), device=f.device).split(rows_at_once):
+        for k in _parts(torch.arange(len(points), device=f.device), f.inputs):
             rows, (starts, ends) = k // count, ways(k)
             with untouched(self.forward_func):
                 for part, share in gradient_shap(f, rows, starts, ends, points[k], self._multiply):
