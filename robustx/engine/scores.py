@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import index as as_int
 from typing import Any
 
@@ -150,6 +150,16 @@ class Each(Score):
         if not self.targets:
             raise TargetError("Each needs at least one target, got none; None means every output")
         return torch.stack([Output(t).value(out, rows) for t in self.targets], 1)
+
+    def apart(self, count: int) -> list[Output]:
+        """The same scores, all ``count`` of them, one by one."""
+        if self.targets is not None:
+            return [Output(t) for t in self.targets]
+        return [Output(partial(_element, i=i)) for i in range(count)]
+
+
+def _element(out: Tensor, i: int) -> Tensor:
+    return flat(out)[:, i]
 
 
 @dataclass(frozen=True, eq=False)
