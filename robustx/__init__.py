@@ -10,7 +10,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("attacks", "attribution", "counterfactual", "engine", "evaluation", "perturb", "report", "zoo")
+_ROOMS = ("attacks", "attribution", "counterfactual", "engine", "evaluation", "perturb", "plot", "report", "zoo")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -12,6 +12,7 @@ import pytest
 
 FLOORS = {
     "engine": 1,
+    "plot": 1,
     "perturb": 2,
     "zoo": 2,
     "attribution": 3,

@@ -199,7 +199,7 @@ def _write(
 
 
 def _sheet(file: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]], totals: dict[str, Any]) -> None:
-    from .pictures import TIGHT, contact_sheet
+    from ..plot import TIGHT, contact_sheet
 
     order = {"fooled": 0, "stands": 1}
     chosen = sorted(range(len(samples)), key=lambda i: order.get(samples[i]["state"], 2))

@@ -140,7 +140,7 @@ def _write(place: Path, one: Data, r: CounterfactualResult, mask: Tensor | None,
     written = ["counterfactual.safetensors", "counterfactual.json", "changes.csv"]
     if not result["found"]:
         return written
-    from .pictures import TIGHT, image_counterfactual, ranked_bars
+    from ..plot import TIGHT, image_counterfactual, ranked_bars
 
     before, after = (f"{result[k]} ({result[p]:.1%})" for k, p in BEFORE_AND_AFTER)
     title = f"{result['model']}, row {result['row']}: from {result['answer']} to {result['counterfactual_answer']}"

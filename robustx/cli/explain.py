@@ -151,7 +151,7 @@ def _write(
         f"{r['model']}, row {r['row']}: label {r['label']}, answer {r['answer']} ({r['probability']:.1%})\n"
         f"{r['method'].replace('-', ' ')} of the output for {r['explained']}"
     )
-    from .pictures import TIGHT, image_attribution, ranked_bars
+    from ..plot import TIGHT, image_attribution, ranked_bars
 
     if one.kind == "image":
         here = a[0].sum(0) if mask is None else a[0, 0]  # each channel shows what its whole superpixel did

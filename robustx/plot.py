@@ -1,6 +1,6 @@
 """Pictures of images, changes and attributions, drawn without pyplot and so without any global state."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -16,6 +16,7 @@ Bounds = tuple[float | Tensor, float | Tensor]
 MOST = 30  # samples on one sheet
 ACROSS = 10
 TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}  # how figures are saved
+BENEATH: dict[str, Any] = {"location": "bottom", "shrink": 0.9, "aspect": 12, "format": "%.2g", "panchor": False}
 SIGNED = "RdBu_r"  # red adds, blue takes away, white is nothing
 
 
@@ -45,6 +46,52 @@ def contact_sheet(
             axes.text(-0.12, 0.5, word, rotation=90, ha="right", va="center", fontsize=9, transform=axes.transAxes)
     if shown is not None:
         figure.colorbar(shown, ax=grid, shrink=0.6 / bands, aspect=20, anchor=(0, 1), label="change, in input units")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def attribution_maps(
+    images: Tensor,
+    maps: Mapping[str, Tensor],
+    bounds: Bounds,
+    title: str,
+    label: str,
+    names: Sequence[str] = (),
+    one_scale: bool = True,
+) -> Figure:
+    """Images [N, C, H, W], one a row and named by ``names``, beside their attributions [N, h, w], one method a column.
+
+    With ``one_scale`` all maps can be compared with one another; else each column has a scale of its own, for methods
+    whose numbers are of different kinds. White is zero on every scale.
+    """
+    n = len(images)
+    figure = Figure(
+        figsize=(1.4 + 1.2 * (1 + len(maps)), 0.8 + 1.25 * n + 0.6 * (not one_scale)), dpi=110, layout="compressed"
+    )
+    grid = figure.subplots(n, 1 + len(maps), squeeze=False)
+    strongest = {name: float(a.abs().max()) for name, a in maps.items()}
+    if one_scale:
+        strongest = dict.fromkeys(maps, max(strongest.values()))
+    for i, image in enumerate(images):
+        draw_image(grid[i, 0], image, bounds)
+        if names:
+            beside = grid[i, 0].transAxes
+            grid[i, 0].text(-0.08, 0.5, names[i], ha="right", va="center", fontsize=9, transform=beside)
+    grid[0, 0].set_title("input", fontsize=9)
+    for column, (name, a) in zip(grid.T[1:], maps.items(), strict=True):
+        most = strongest[name] or 1.0
+        for axes, values in zip(column, a, strict=True):
+            shown = draw_signed(axes, values, most)
+        column[0].set_title(name, fontsize=9)
+        if not one_scale:
+            bar = figure.colorbar(shown, ax=list(column), **BENEATH)
+            bar.set_ticks([-most, 0, most])
+            bar.ax.tick_params(labelsize=8)
+    if one_scale:
+        bar = figure.colorbar(shown, ax=grid, shrink=0.9, aspect=12 * n, label=label)
+        bar.ax.tick_params(labelsize=8)
+    else:
+        figure.supxlabel(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -1,0 +1,61 @@
+"""Pictures show what they are given: on scales that can be compared, white at zero."""
+
+import io
+
+import pytest
+import torch
+
+from robustx.plot import attribution_maps, contact_sheet, image_attribution, image_counterfactual, ranked_bars
+
+torch.manual_seed(0)
+IMAGES, MAPS = torch.rand(2, 3, 6, 6), {"weak": 0.1 * torch.randn(2, 6, 6), "strong": torch.randn(2, 3, 3)}
+
+
+def drawn(figure, rows, columns):
+    """The pictures in a grid, without the colour bars behind them."""
+    return [[axes.images[0] for axes in figure.axes[r * columns : (r + 1) * columns]] for r in range(rows)]
+
+
+@pytest.mark.parametrize("one_scale", [True, False])
+def test_maps_stand_in_their_places_on_scales_centred_at_zero(one_scale):
+    figure = attribution_maps(IMAGES, MAPS, (0, 1), "title", "label", ["first", "second"], one_scale)
+    strongest = max(a.abs().max().item() for a in MAPS.values())
+    for i, row in enumerate(drawn(figure, 2, 3)):
+        assert torch.allclose(torch.tensor(row[0].get_array()), IMAGES[i].permute(1, 2, 0))
+        for shown, a in zip(row[1:], MAPS.values(), strict=True):
+            assert torch.equal(torch.tensor(shown.get_array()), a[i])
+            most = strongest if one_scale else a.abs().max().item()
+            assert shown.get_clim() == pytest.approx((-most, most))
+    bars = figure.axes[6:]
+    assert len(bars) == (1 if one_scale else 2)
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["input", "weak", "strong"]
+
+
+def test_maps_of_nothing_are_white():
+    figure = attribution_maps(IMAGES, {"none": torch.zeros(2, 6, 6)}, (0, 1), "title", "label")
+    assert drawn(figure, 2, 2)[0][1].get_clim() == (-1, 1)
+    assert not figure.axes[0].texts
+
+
+def test_bars_are_red_above_zero_and_blue_below():
+    axes = ranked_bars(["more", "less"], [2.0, -1.0], "title", "label").axes[0]
+    red, blue = (bar.get_facecolor() for bar in axes.patches)
+    assert red[0] > red[2] and blue[2] > blue[0]
+    assert [bar.get_width() for bar in axes.patches] == [2.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        attribution_maps(IMAGES, MAPS, (0, 1), "title", "label", one_scale=False),
+        contact_sheet(IMAGES, IMAGES.flip(0), ["a", "b"], [True, False], (0, 1), "title"),
+        image_attribution(IMAGES[0], MAPS["weak"][0], (0, 1), "title", "label", torch.arange(36).view(1, 1, 6, 6) // 9),
+        image_counterfactual(
+            IMAGES[0], IMAGES[1], MAPS["weak"][0], torch.arange(36).view(6, 6) // 9, (0, 1), ("title", "was", "is")
+        ),
+    ],
+    ids=["maps", "sheet", "attribution", "counterfactual"],
+)
+def test_figures_can_be_written(figure):
+    figure.savefig(file := io.BytesIO(), format="png")
+    assert file.getvalue()[:4] == b"\x89PNG"
