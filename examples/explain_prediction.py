@@ -15,10 +15,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: a second thread only waits
 
 import torch
-from matplotlib.figure import Figure
 
 from robustx import zoo
 from robustx.attribution import FeatureAblation, IntegratedGradients, Saliency
+from robustx.plot import TIGHT, attribution_maps
 
 
 def main() -> None:
@@ -60,8 +60,16 @@ def main() -> None:
 
     asked.out.mkdir(parents=True, exist_ok=True)
     if one.kind == "image":
-        maps = {"input": one.x, "integrated gradients": path, "feature ablation": fall, "saliency": slope}
-        show(maps).savefig(asked.out / "explanation.png")
+        maps = {"integrated gradients": path, "feature ablation": fall, "saliency": slope}
+        figure = attribution_maps(
+            one.x,
+            {name: a.sum(1) for name, a in maps.items()},
+            one.bounds,
+            f"{asked.model}: what speaks for {said}",
+            "each method on its own scale, in logits (per input unit for saliency)",
+            one_scale=False,
+        )
+        figure.savefig(asked.out / "explanation.png", **TIGHT)
         print(f"written to {asked.out}/explanation.png")
 
 
@@ -70,19 +78,6 @@ def names(one: zoo.Data) -> list[str]:
     if one.columns:
         return [f"{c.name} = {v:.4g}" for c, v in zip(one.columns, one.to_units(one.x)[0], strict=True)]
     return [str(tuple(i)) for i in torch.ones_like(one.x[0]).nonzero().tolist()]
-
-
-def show(maps: dict[str, torch.Tensor]) -> Figure:
-    """Maps [1, C, H, W] side by side: the input in grey, the rest red where it adds and blue where it takes away."""
-    figure = Figure(figsize=(3 * len(maps), 3.2), layout="constrained")
-    for axes, (title, image) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
-        image = image[0].mean(0)
-        most = image.abs().max().item()
-        signed = {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
-        axes.imshow(image.numpy(), **({"cmap": "gray"} if title == "input" else signed))
-        axes.set_title(title)
-        axes.set_axis_off()
-    return figure
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: a second thread only waits
 
 import torch
-from matplotlib.figure import Figure
 
 from robustx import zoo
 from robustx.counterfactual import Guided
 from robustx.perturb import superpixels
+from robustx.plot import TIGHT, image_counterfactual
 
 
 def main() -> None:
@@ -58,9 +58,13 @@ def main() -> None:
     won = result.margin[0] - result.before[0]
     print(f"  {'together':28} {result.contributions[0].sum():+8.3f}, the margin won is {won:+.3f}")
 
-    if one.kind == "image":
+    if mask is not None:
         asked.out.mkdir(parents=True, exist_ok=True)
-        show(one.x[0], result.counterfactual[0]).savefig(asked.out / "counterfactual.png")
+        cells = mask[0, 0]
+        shares = result.contributions[0][torch.searchsorted(mask.unique(), cells)]
+        title = f"{asked.model}: {was} becomes {now}"
+        figure = image_counterfactual(one.x[0], result.counterfactual[0], shares, cells, one.bounds, (title, was, now))
+        figure.savefig(asked.out / "counterfactual.png", **TIGHT)
         print(f"written to {asked.out}/counterfactual.png")
 
 
@@ -71,23 +75,6 @@ def values(one: zoo.Data, counterfactual: torch.Tensor, name: str) -> str:
             old, new = (one.to_units(x)[0, i] for x in (one.x, counterfactual))
             return f"   {old:.4g} -> {new:.4g} {column.unit}"
     return ""
-
-
-def show(before: torch.Tensor, after: torch.Tensor) -> Figure:
-    """Images [C, H, W] before and after, and what changed."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    for axes, image, title in ((left, before, "before"), (middle, after, "after")):
-        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(title)
-    change = (after - before).mean(0)
-    most = change.abs().max().item()
-    drawn = right.imshow(change.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
-    right.set_title("change")
-    figure.colorbar(drawn, ax=right)
-    for axes in (left, middle, right):
-        axes.set_axis_off()
-    return figure
 
 
 if __name__ == "__main__":

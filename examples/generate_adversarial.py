@@ -15,11 +15,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: a second thread only waits
 
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from robustx import zoo
 from robustx.attacks import PGD
+from robustx.plot import TIGHT, contact_sheet
 
 
 def main() -> None:
@@ -46,34 +46,20 @@ def main() -> None:
     right, fooled = before == data.y, (before == data.y) & result.success
     print(result)
     print(f"right before: {right.sum()} of {len(data)}; after: {(right & ~fooled).sum()} of {len(data)}")
-    for i in fooled.nonzero().flatten().tolist()[:10]:
+    chosen, told = fooled.nonzero().flatten().tolist()[:10], []
+    for i in chosen:
         was, now = (zoo.class_name(data.classes, int(answer[i])) for answer in (before, after))
-        print(f"  sample {data.index[i]}: {was} becomes {now} at {asked.norm} distance {result.distance[i]:.4f}")
+        told.append(f"{was} becomes {now}")
+        print(f"  sample {data.index[i]}: {told[-1]} at {asked.norm} distance {result.distance[i]:.4f}")
 
     asked.out.mkdir(parents=True, exist_ok=True)
     tensors = {"x": data.x, "adversarial": result.adversarial, "label": data.y, "success": result.success}
     save_file(tensors, str(asked.out / "adversarial.safetensors"))
-    if data.kind == "image" and fooled.any():
-        show(data.x[fooled], result.adversarial[fooled]).savefig(asked.out / "adversarial.png")
+    if data.kind == "image" and chosen:
+        title = f"{asked.model} under {asked.norm} changes up to {asked.eps:g}"
+        sheet = contact_sheet(data.x[chosen], result.adversarial[chosen], told, [True] * len(told), data.bounds, title)
+        sheet.savefig(asked.out / "adversarial.png", **TIGHT)
     print(f"written to {asked.out}/")
-
-
-def show(before: torch.Tensor, after: torch.Tensor) -> Figure:
-    """Images [N, C, H, W] before, after, and what changed; at most eight."""
-    n = min(8, len(before))
-    figure = Figure(figsize=(1.2 * n + 0.6, 3.8), layout="constrained")
-    grid = figure.subplots(3, n, squeeze=False)
-    most = (after - before).abs().max().item()
-    for i, column in enumerate(grid.T):
-        change = (after[i] - before[i]).mean(0)
-        for axes, image in zip(column, (before[i], after[i]), strict=False):
-            axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
-        column[2].imshow(change.numpy(), cmap="RdBu_r", vmin=-most, vmax=most)
-    for row, word in zip(grid, ("before", "after", f"change (±{most:.2g})"), strict=True):
-        row[0].set_ylabel(word)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-    return figure
 
 
 if __name__ == "__main__":

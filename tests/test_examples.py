@@ -43,6 +43,13 @@ MORE = [
     ("find_counterfactual", ["--keep", "radius error"], "becomes malignant", None),
     ("explain_prediction", [*MINE, "--row", "0"], "integrated", "explanation/explanation.png"),
     ("explain_prediction", ["--model", "breast-cancer"], "worst", None),
+    ("gradients_and_paths", [], "ten pixels at random", "explanation/gradients_and_paths.png"),
+    ("deeplift_and_lrp", [], "adds up to", "explanation/deeplift_and_lrp.png"),
+    ("layers_and_neurons", [], "conductances add up to", "explanation/layers_and_neurons.png"),
+    ("activation_maps", [], "guided Grad-CAM", "explanation/activation_maps.png"),
+    ("transformers", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
+    ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
+    ("layers_and_neurons", ["--model", "digits-robust"], "answer 6", "explanation/layers_and_neurons.png"),
     ("evaluate_robustness", [*MINE, "--steps", "3", "--eps", "0.1"], "mine:net", "runs/example/report.html"),
 ]
 
@@ -65,7 +72,7 @@ def test_an_example_runs(name, run, tmp_path):
 
 
 @pytest.mark.parametrize("name, arguments, printed, written", MORE)
-def test_an_example_takes_other_models(name, arguments, printed, written, tmp_path, monkeypatch, capsys):
+def test_an_example_takes_other_models_and_arguments(name, arguments, printed, written, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -75,6 +82,10 @@ def test_an_example_takes_other_models(name, arguments, printed, written, tmp_pa
     assert printed in capsys.readouterr().out
     if written:
         assert (tmp_path / written).stat().st_size > 1000
+
+
+def test_every_example_is_run():
+    assert {*RUNS, *(name for name, *_ in MORE), "train_zoo"} == {p.stem for p in (HERE / "examples").glob("*.py")}
 
 
 @pytest.mark.parametrize("path", sorted((HERE / "examples").glob("*.py")), ids=lambda p: p.stem)
