@@ -1,6 +1,7 @@
 """DeepLIFT: differences from a reference, handed back through the model so that they add up."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
@@ -12,7 +13,7 @@ from ..engine.guard import guarded
 from ..engine.memory import out_of_memory
 from ..engine.packing import Tensors, times
 from ..engine.probe import Probe
-from ..engine.rules import Again, Op, Ruled, RuleError, Rules, known
+from ..engine.rules import Again, Op, Ruled, RuleError, Rules, known, tensors_in
 from ..engine.sites import Input, Layer
 from ..perturb.references import distribution, given_by, through
 from .base import GradientAttribution, LayerAttribution, NeuronAttribution, only_unused, rise
@@ -46,17 +47,20 @@ class Lift(Rules):
     ) -> None:
         self.model, self.references, self.paired, self.combine = f.model, references, paired, combine
         self.rules, self.otherwise = lifted(self._at, eps), otherwise
-        self.alone = not (paired or f.follows)  # whether references can go through the model without the examples
-        self.together = TOGETHER
+        # whether references can go through the model without the examples
+        self.alone = not (paired or f.follows) and f.examples > 0
+        self.together = min(TOGETHER, f.pace.limit or TOGETHER)
         self.sums: list[Tensor] = []  # of the contributions [n, S], a batch after the other
+        self._whole = isinstance(f.at, Input) and otherwise == "error"  # no way leads around the site
         self._ops: dict[int, Op] = {}
+        self._fixed: Fixed = {}
         self._there: dict[int, Tensors] = {}
         self._now = 0
 
     def forward(self, run: Callable[[], Any], again: Again, rows: Tensor) -> Any:
-        self._ops, self._again = {}, again
+        self._ops, self._fixed, self._again = {}, {}, again
         mode = self._mode(_Here)
-        mode.ops = self._ops
+        mode.ops, mode.fixed = self._ops, self._fixed
         with mode.over(self.model):
             out = run()
         if self.otherwise == "error":
@@ -105,16 +109,24 @@ class Lift(Rules):
     def _record(self, references: Tensors, rows: Tensor) -> Tensor:
         """The site's value for references, and the tensors of each operation on the way."""
         mode = self._mode(_There)
-        mode.ops, mode.tensors = self._ops, {}
+        mode.ops, mode.tensors, mode.fixed = self._ops, {}, self._fixed if self._whole else {}
         with torch.no_grad(), mode.over(self.model):
             there = self._again(references, rows)
         if mode.tensors.keys() != self._ops.keys():
             raise RuleError("the model takes another way for the baseline than for the input: its operations differ")
-        self._there = mode.tensors
+        if mode.moved and not self.alone:
+            raise RuleError(
+                f"{mode.moved[0]!r} is given numbers that differ between input and baseline, and that no gradient "
+                "reaches (a comparison, a rounding, an index, a detach); write them with operations that have one, or "
+                "leave them as they are with otherwise='gradient'"
+            )
+        self._there, self._moved = mode.tensors, mode.moved
         return there
 
     def _apart(self, k: int, n: int) -> bool:
         """Whether the references can be told apart in every tensor of theirs."""
+        if self._moved:  # or has one number for each row
+            return False
         for order, op in self._ops.items():
             for t, t0 in zip(op.all_tensors, self._there[order], strict=True):
                 if t.ndim != t0.ndim or len(_differing(t, t0)) > 1:
@@ -137,24 +149,65 @@ class Lift(Rules):
         return ruled(self.rules, self.otherwise, kind)
 
 
-class _Here(Ruled):
-    """Keeps the operations that pass differences."""
+Fixed = dict[tuple[str, int], dict[int, Tensor]]
+"""(operation, how many of its name came before) -> those of its tensors that do not depend on the site."""
 
+
+class _Watching(Ruled):
     ops: dict[int, Op]
+    fixed: Fixed
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self._counts: Counter[str] = Counter()
+
+    def _count(self, name: str) -> tuple[str, int]:
+        self._counts[name] += 1
+        return name, self._counts[name]
+
+
+class _Here(_Watching):
+    """Keeps the operations that pass differences, and what goes into operations without depending on the site."""
 
     def met(self, op: Op) -> None:
         self.ops[op.order] = op
 
+    def ran(self, name: str, arguments: Any, out: Any) -> None:
+        key = self._count(name)
+        if any(t.requires_grad for t in tensors_in(out)):
+            self.fixed[key] = {i: t for i, t in enumerate(tensors_in(arguments)) if not t.requires_grad}
 
-class _There(Ruled):
-    """Keeps the tensors of the same operations in another pass."""
 
-    ops: dict[int, Op]
+class _There(_Watching):
+    """Keeps the tensors of the same operations in another pass, and names those whose fixed tensors moved."""
+
     tensors: dict[int, Tensors]
+
+    def __init__(self, *how: Any) -> None:
+        super().__init__(*how)
+        self.moved: list[str] = []
+
+    def ran(self, name: str, arguments: Any, out: Any) -> None:
+        fixed = self.fixed.get(self._count(name), {})
+        if any(i in fixed and not _same(fixed[i], t) for i, t in enumerate(tensors_in(arguments))):
+            self.moved.append(name)
 
     def passed(self, name: str, order: int, tensors: Tensors) -> None:
         if order in self.ops and self.ops[order].name == name:
             self.tensors[order] = tuple(t if isinstance(t, nn.Parameter) else t.clone() for t in tensors)
+
+
+def _same(t: Tensor, t0: Tensor) -> bool:
+    """Whether tensors are equal, but for the number of rows that repeat."""
+    if t.data_ptr() == t0.data_ptr() and t.shape == t0.shape and t.stride() == t0.stride():
+        return True
+    if t.ndim != t0.ndim or not t.numel():
+        return t.shape == t0.shape
+    for d in _differing(t, t0):
+        if any(not torch.equal(v, v.narrow(d, 0, 1).expand_as(v)) for v in (t, t0)):
+            return False
+        t, t0 = (v.narrow(d, 0, 1) for v in (t, t0))
+    return torch.equal(t, t0)
 
 
 def _differing(t: Tensor, t0: Tensor) -> list[int]:

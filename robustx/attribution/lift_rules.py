@@ -29,6 +29,7 @@ def lifted(there: There, eps: float) -> Mapping[str, Rule]:
         (CHOICES, partial(choice, eps=eps)),
         (SOFTMAX, softmax),
         (SWITCHES, switch),
+        ({"grid_sample"}, sampled),
     )
     return {name: rule for names, one in kinds for rule in (partial(_asked, one, there),) for name in names}
 
@@ -162,6 +163,13 @@ def switch(op: Op, g: Tensor, there: Tensors) -> Back:
             f"{op.name!r} takes another branch for the baseline than for the input, which no difference passes; write "
             "it with relu, clamp or maximum, or let its plain gradient pass with otherwise='gradient'"
         )
+    return op.pull_back(g)
+
+
+def sampled(op: Op, g: Tensor, there: Tensors) -> Back:
+    """Interpolation, linear in what is sampled at fixed places."""
+    if op.needs[1]:
+        raise RuleError("there is no rule for grid_sample at places that depend on the site")
     return op.pull_back(g)
 
 

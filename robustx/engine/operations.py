@@ -4,13 +4,15 @@ Names are those of :func:`robustx.engine.rules.name_of`. Rules that must hold ev
 start from these lists; what is in none of them is an error, never linear in silence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .packing import Tensors
 
 
 def _words(*lines: str) -> frozenset[str]:
@@ -36,7 +38,8 @@ MOVES = _words(
     "index_copy index_fill slice_scatter select_scatter as_strided clone contiguous to type type_as float",
     "double half bfloat16 cpu cuda requires_grad detach alias copy fill zero pad constant_pad_nd pixel_shuffle",
     "pixel_unshuffle channel_shuffle max_unpool1d max_unpool2d max_unpool3d real meshgrid",
-    "atleast_1d atleast_2d atleast_3d ravel block_diag nan_to_num",
+    "atleast_1d atleast_2d atleast_3d ravel block_diag nan_to_num index_put masked_scatter",
+    "masked_select nll_loss nll_loss_nd nll_loss2d",
 ) | {f"get {name}" for name in ("T", "mT", "H", "mH", "real", "data")}
 """What depends on the site, moved elsewhere."""
 
@@ -47,13 +50,14 @@ ELEMENTWISE = _words(
     "hardtanh hardswish hardsigmoid threshold logsigmoid log_sigmoid sigmoid tanh exp exp2 expm1 log log1p log2 log10",
     "sqrt rsqrt reciprocal square pow float_power abs sign sgn round floor ceil trunc fix frac sin cos tan asin arcsin",
     "acos arccos atan arctan sinh cosh asinh arcsinh acosh arccosh atanh arctanh erf erfc erfinv logit sinc clamp",
-    "clamp_min clamp_max special_erf special_log1p special_expm1",
+    "clamp_min clamp_max remainder fmod",
 )
 """A number in, a number out: one of their tensors depends on the site, the others are constants."""
 
 PRODUCTS = _words(
     "mul matmul mm bmm mv dot inner vdot outer ger einsum tensordot linear bilinear conv1d conv2d conv3d",
-    "conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc kron",
+    "conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc kron vecdot linalg_vecdot linalg_matmul",
+    "cross linalg_cross",
 )
 """Linear in each of their tensors."""
 
@@ -65,6 +69,10 @@ SOFTMAX = _words("softmax log_softmax logsumexp")
 
 Hold = Callable[[Tensor], Tensor]
 """What is made of a norm's deviation before it divides."""
+
+
+Step = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+"""A recurrent layer's step: (input, state, weights) -> state, whose first is also what comes out."""
 
 
 def _layer_norm(
@@ -159,6 +167,20 @@ def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False
     return x.abs().sum(dims, keepdim=keepdim) if ord == 1 else _power_norm(x, ord, dims, keepdim)
 
 
+def _norm(
+    x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, *, out: None = None, dtype: Any = None
+) -> Tensor:
+    if ord is None or ord == "fro":  # of vectors or of matrices, it is the root of a sum of squares
+        return _vector_norm(x, 2, dim, keepdim, dtype=dtype)
+    if not isinstance(dim, int) and (x.ndim > 1 or dim is not None):
+        raise NotImplementedError(f"there is no rule for the matrix norm {ord!r}; the Frobenius norm has one")
+    return _vector_norm(x, ord, dim, keepdim, dtype=dtype)
+
+
+def _matrix_norm(x: Tensor, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, **rest: Any) -> Tensor:
+    return _norm(x, ord, dim, keepdim, **rest)
+
+
 def _var(x: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None) -> Tensor:
     if isinstance(dim, bool):  # the older call, var(unbiased)
         dim, unbiased = None, dim
@@ -166,6 +188,18 @@ def _var(x: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False
     dims = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     centred = x - x.mean(dims, keepdim=True)
     return (centred * centred).sum(dims, keepdim=keepdim) / max(prod(x.shape[d] for d in dims) - less, 0)
+
+
+def _var_mean(
+    x: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
+) -> Tensors:
+    mean = x.mean(None if isinstance(dim, bool) else dim, keepdim=keepdim)
+    return _var(x, dim, unbiased, keepdim, correction=correction), mean
+
+
+def _std_mean(*args: Any, **kwargs: Any) -> Tensors:
+    var, mean = _var_mean(*args, **kwargs)
+    return var.sqrt(), mean
 
 
 def _std(*args: Any, **kwargs: Any) -> Tensor:
@@ -197,43 +231,76 @@ def _cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) ->
     return (a * b).sum(dim) / (lengths[0] * lengths[1])
 
 
-def _lstm(*args: Any) -> tuple[Tensor, ...]:
-    """Hochreiter, Schmidhuber (1997), with forget gates, step by step."""
-
-    def cell(x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-        h, c = state
-        w_in, w_h, *rest = weights
-        gates = x @ w_in.T + h @ w_h.T
-        for b in rest[:2] if len(rest) > 1 else ():
-            gates = gates + b
-        i, f, g, o = gates.chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        return [h @ rest[-1].T if len(rest) % 2 else h, c]
-
-    return _recurrent(cell, *args)
+def _lstm_step(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Hochreiter, Schmidhuber (1997), with forget gates."""
+    h, c = state
+    w_in, w_h, *rest = weights
+    gates = x @ w_in.T + h @ w_h.T
+    for b in rest[:2] if len(rest) > 1 else ():
+        gates = gates + b
+    i, f, g, o = gates.chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    return [h @ rest[-1].T if len(rest) % 2 else h, c]
 
 
-def _gru(*args: Any) -> tuple[Tensor, ...]:
-    """Cho et al. (2014), arXiv 1406.1078, step by step."""
-
-    def cell(x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-        (h,), (w_in, w_h, *biases) = state, weights
-        b_in, b_h = biases or (0, 0)
-        (xr, xz, xn), (hr, hz, hn) = (x @ w_in.T + b_in).chunk(3, -1), (h @ w_h.T + b_h).chunk(3, -1)
-        z = (xz + hz).sigmoid()
-        n = (xn + (xr + hr).sigmoid() * hn).tanh()
-        return [n + z * (h - n)]
-
-    return _recurrent(cell, *args)
+def _gru_step(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Cho et al. (2014), arXiv 1406.1078."""
+    (h,), (w_in, w_h, *biases) = state, weights
+    b_in, b_h = biases or (0, 0)
+    (xr, xz, xn), (hr, hz, hn) = (x @ w_in.T + b_in).chunk(3, -1), (h @ w_h.T + b_h).chunk(3, -1)
+    z = (xz + hz).sigmoid()
+    n = (xn + (xr + hr).sigmoid() * hn).tanh()
+    return [n + z * (h - n)]
 
 
-def _rnn_tanh(*args: Any) -> tuple[Tensor, ...]:
-    return _recurrent(_elman(torch.tanh), *args)
+def _tanh_step(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Elman (1990)."""
+    return [_summed(x, state, weights).tanh()]
 
 
-def _rnn_relu(*args: Any) -> tuple[Tensor, ...]:
-    return _recurrent(_elman(torch.relu), *args)
+def _relu_step(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    return [_summed(x, state, weights).relu()]
+
+
+def _hypot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * a + b * b).sqrt()
+
+
+def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(a, b), -1).logsumexp(-1)
+
+
+def _distance(a: Tensor, b: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    return _vector_norm(a - b + eps, p, -1, keepdim)
+
+
+def _distances(a: Tensor, b: Tensor, p: float = 2.0, *_: Any, **__: Any) -> Tensor:
+    return _vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, -1)
+
+
+def _lstm(*args: Any) -> Tensors:
+    return _recurrent(_lstm_step, *args)
+
+
+def _gru(*args: Any) -> Tensors:
+    return _recurrent(_gru_step, *args)
+
+
+def _rnn_tanh(*args: Any) -> Tensors:
+    return _recurrent(_tanh_step, *args)
+
+
+def _rnn_relu(*args: Any) -> Tensors:
+    return _recurrent(_relu_step, *args)
+
+
+def _lstm_cell(x: Tensor, state: list[Tensor], *weights: Tensor) -> Tensors:
+    return tuple(_lstm_step(x, state, list(weights)))
+
+
+def _cell(step: Step, x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
+    return step(x, [h], list(weights))[0]
 
 
 def norms(hold: Hold) -> dict[str, Callable[..., Any]]:
@@ -252,8 +319,17 @@ PARTS: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": _attention,
     "glu": _glu,
     "linalg_vector_norm": _vector_norm,
+    "linalg_norm": _norm,
+    "linalg_matrix_norm": _matrix_norm,
+    "pairwise_distance": _distance,
+    "cdist": _distances,
+    "hypot": _hypot,
+    "logaddexp": _logaddexp,
+    "floor_divide": lambda a, b: (a / b).floor(),
     "var": _var,
     "std": _std,
+    "var_mean": _var_mean,
+    "std_mean": _std_mean,
     "addcmul": _addcmul,
     "addcdiv": _addcdiv,
     "addmm": _addmm,
@@ -268,6 +344,10 @@ PARTS: dict[str, Callable[..., Any]] = {
     "gru": _gru,
     "rnn_tanh": _rnn_tanh,
     "rnn_relu": _rnn_relu,
+    "lstm_cell": _lstm_cell,
+    "gru_cell": partial(_cell, _gru_step),
+    "rnn_tanh_cell": partial(_cell, _tanh_step),
+    "rnn_relu_cell": partial(_cell, _relu_step),
 }
 """Operations that are no single step: the same, written in the steps above."""
 
@@ -287,23 +367,22 @@ def _channels(p: Tensor | None, c: int, ndim: int) -> Any:
 
 
 def _power_norm(x: Tensor, ord: Any, dims: Any, keepdim: bool) -> Tensor:
-    if ord in (float("inf"), float("-inf"), 0):
-        return x.abs().amax(dims, keepdim=keepdim) if ord == float("inf") else x.norm(ord, dims, keepdim)
+    if abs(ord) == float("inf"):
+        return (x.abs().amax if ord > 0 else x.abs().amin)(dims, keepdim=keepdim)
+    if ord == 0:
+        raise NotImplementedError("there is no rule for the number of elements that are not zero")
     return x.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
 
 
-def _elman(activation: Callable[[Tensor], Tensor]) -> Callable[..., list[Tensor]]:
-    def cell(x: Tensor, state: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-        w_in, w_h, *biases = weights
-        a = x @ w_in.T + state[0] @ w_h.T
-        for b in biases:
-            a = a + b
-        return [activation(a)]
-
-    return cell
+def _summed(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    w_in, w_h, *biases = weights
+    a = x @ w_in.T + state[0] @ w_h.T
+    for b in biases:
+        a = a + b
+    return a
 
 
-def _recurrent(cell: Callable[..., list[Tensor]], x: Tensor, hx: Any, *rest: Any) -> tuple[Tensor, ...]:
+def _recurrent(cell: Step, x: Tensor, hx: Any, *rest: Any) -> Tensors:
     """Layers and directions of a recurrent network; returns the sequence and the last state, as PyTorch does."""
     if isinstance(rest[0], bool) or not isinstance(rest[0], list | tuple):
         raise NotImplementedError("packed sequences have no rules yet; pass padded ones")

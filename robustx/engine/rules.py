@@ -78,7 +78,7 @@ class Op:
     @property
     def all_tensors(self) -> Tensors:
         """Also those that are no numbers on the way, such as masks."""
-        return tuple(_tensors((self.args, self.kwargs)))
+        return tuple(tensors_in((self.args, self.kwargs)))
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """An argument, by its place or its name."""
@@ -151,6 +151,9 @@ class Ruled(TorchFunctionMode):
     def passed(self, name: str, order: int, tensors: Tensors) -> None:
         """Told of each operation with a rule that does not depend on the site, in order, with all its tensors."""
 
+    def ran(self, name: str, arguments: Any, out: Any) -> None:
+        """Told of each operation that is no composite one, with what went in and what came out."""
+
     @contextmanager
     def over(self, model: Any) -> Iterator[None]:
         """The mode, for one call of a model; compiled ones run as they are written, for what is fused shows nothing.
@@ -193,7 +196,10 @@ class Ruled(TorchFunctionMode):
             with self:
                 return _into(into, self.parts[name](*args, **kwargs))
         if name in self.rules:
-            return self._ruled(name, func, *_cut((args, kwargs)))
+            args, kwargs = _cut((args, kwargs))
+            out = self._ruled(name, func, args, kwargs)
+            self.ran(name, (args, kwargs), out)
+            return out
         if isinstance(func, FunctionType) and func not in self._open and name not in (self.plain or ()):
             self._open.append(func)  # a gate may stand further inside than the function that is named
             try:
@@ -204,15 +210,16 @@ class Ruled(TorchFunctionMode):
         args, kwargs = _cut((args, kwargs))
         out = func(*args, **kwargs)
         known = self.plain is None or name in self.plain or self.otherwise == "gradient"
-        if not known and any(t.requires_grad for t in _tensors(out)):
+        if not known and any(t.requires_grad for t in tensors_in(out)):
             raise RuleError(
                 f"there is no rule for the operation {name!r}; replace it, attribute to a layer behind it, or let "
                 "its plain gradient pass with otherwise='gradient'"
             )
+        self.ran(name, (args, kwargs), out)
         return out
 
     def _ruled(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        found = tuple(_tensors((args, kwargs)))
+        found = tuple(tensors_in((args, kwargs)))
         tensors = tuple(t for t in found if t.is_floating_point())
         needs = tuple(t.requires_grad for t in tensors)
         order, self.seen = self.seen, self.seen + 1
@@ -224,7 +231,10 @@ class Ruled(TorchFunctionMode):
         args, kwargs = _replaced((args, kwargs), kept)
         op = Op(name, func, args, kwargs, kept, needs, order, self.owners[-1] if self.owners else None)
         self.met(op)
-        return _into(into, _Passing.apply(self.rules[name], op, *tensors))
+        out = _Passing.apply(self.rules[name], op, *tensors)
+        if isinstance(out, tuple):
+            out = getattr(torch.return_types, name, tuple)(out)  # such as out.values
+        return _into(into, out)
 
 
 def known(out: Any) -> None:
@@ -250,7 +260,7 @@ _ALIASES = {
     "subtract": "sub",
     "absolute": "abs",
     "clip": "clamp",
-    "special_expit": "sigmoid",
+    "expit": "sigmoid",
     "negative": "neg",
     "truediv": "div",
     "max_pool1d_with_indices": "max_pool1d",
@@ -265,15 +275,14 @@ def name_of(func: Any) -> str:
     name: str = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":  # an attribute, such as x.T
         return f"get {func.__self__.__name__}"
-    name = name.strip("_")
+    name = name.partition(".")[0].strip("_").removeprefix("special_")  # relu_.default, __pow__
     return _ALIASES.get(name, name)
 
 
 @cache
 def _inplace(func: Any) -> Signature | None:
     """The signature of a function that may be asked to work in place."""
-    found = signature(func) if isinstance(func, FunctionType) else None
-    return found if found and "inplace" in found.parameters else None
+    return signature(func) if isinstance(func, FunctionType) and "inplace" in func.__code__.co_varnames else None
 
 
 def _pure(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], Tensor | None]:
@@ -282,7 +291,7 @@ def _pure(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[
         bound = asked.bind(*args, **kwargs)
         inplace = bound.arguments.pop("inplace", False)
         return func, bound.args, bound.kwargs, bound.args[0] if inplace else None
-    name = getattr(func, "__name__", "")
+    name = getattr(func, "__name__", "").partition(".")[0]
     if name.endswith("_") and not name.startswith("_"):
         for home in (torch.Tensor, torch, F):
             if pure := getattr(home, name[:-1], None):
@@ -311,15 +320,15 @@ def _never(*_: Any) -> bool:
     return False
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors among arguments, or in what an operation returns."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
         for v in value:
-            yield from _tensors(v)
+            yield from tensors_in(v)
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
 
 
 def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
