@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.checks import whole
+from ..engine.checks import ArgumentError, whole
 
 
 class ModelInputWrapper(nn.Module):
@@ -49,10 +49,6 @@ class ModelInputWrapper(nn.Module):
         through = [self.input_maps[name](v) for name, v in zip(names, args, strict=False)]
         by_name = {k: self.input_maps[k](v) if k in self.input_maps else v for k, v in kwargs.items()}
         return self.module(*through, *args[len(names) :], **by_name)
-
-
-class ConfiguredError(ValueError, AssertionError):
-    """The embedding layer is interpretable already. Also an AssertionError, which is what Captum raises."""
 
 
 class InterpretableEmbeddingBase(nn.Module):
@@ -105,7 +101,7 @@ def configure_interpretable_embedding_layer(
         embedding_layer_name: the layer's name, dotted if it lies deeper.
 
     Raises:
-        ConfiguredError: that was done before.
+        ArgumentError: that was done before.
         ValueError: there is no such layer.
 
     >>> from robustx.attribution import IntegratedGradients
@@ -118,7 +114,7 @@ def configure_interpretable_embedding_layer(
     """
     layer = _layer(model, embedding_layer_name)
     if isinstance(layer, InterpretableEmbeddingBase):
-        raise ConfiguredError(
+        raise ArgumentError(
             f"layer {embedding_layer_name!r} is interpretable already; remove_interpretable_embedding_layer undoes it"
         )
     interpretable = InterpretableEmbeddingBase(layer, embedding_layer_name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..engine.checks import whole
+from ..engine.checks import ArgumentError, whole
 from ..engine.guard import untouched
 from ..engine.packing import Packing, Tensors, flat, times
 from ..engine.probe import Door, Probe, Query, by_name
@@ -113,10 +113,10 @@ def deviations(stdevs: Any, inputs: Tensors, names: tuple[str, ...] | None) -> t
     each = by_name(stdevs, names, "stdevs")
     each = tuple(each) if isinstance(each, tuple | list) else (each,) * len(inputs)
     if len(each) != len(inputs):
-        raise ValueError(f"stdevs must be one number, or one for each of {len(inputs)} inputs, got {len(each)}")
+        raise ArgumentError(f"stdevs must be one number, or one for each of {len(inputs)} inputs, got {len(each)}")
     for s, t in zip(each, inputs, strict=True):
         if not isinstance(s, int | float | np.floating) or not 0 <= s < inf:
-            raise ValueError(f"stdevs must be finite numbers of at least 0, in input units, got {s!r}")
+            raise ArgumentError(f"stdevs must be finite numbers of at least 0, in input units, got {s!r}")
         if s and not t.is_floating_point():
             raise TypeError(
                 f"stdevs are {stdevs}, but an input has dtype {t.dtype}, to which no noise can be added; give it 0, or "
@@ -152,8 +152,10 @@ class Moments:
         before, mean, spread = self.count[some], self.mean[some], self.spread[some]
         a, mine = a.to(mean.dtype), rows - some.start if len(rows) else rows
         count = torch.zeros_like(before).index_add_(0, mine, before.new_ones(len(mine), *before.shape[1:]))
+        first = a[torch.searchsorted(mine, mine.unique())]  # measured from there, sums stay small
+        a = a - first[mine]
         centre = torch.zeros_like(mean).index_add_(0, mine, a) / count
-        off, part = centre - mean, count / (before + count)
+        off, part = first + centre - mean, count / (before + count)
         spread.index_add_(0, mine, (a - centre[mine]).square()).add_(off.square() * before * part)
         mean.add_(off * part)
         before.add_(count)
@@ -236,7 +238,7 @@ class NoiseTunnel(Attribution):
             ValueError, TypeError: an argument is none of these; and whatever the method raises.
         """
         if nt_type not in TUNNELS:
-            raise ValueError(f"nt_type must be one of {', '.join(map(repr, TUNNELS))}, got {nt_type!r}")
+            raise ArgumentError(f"nt_type must be one of {', '.join(map(repr, TUNNELS))}, got {nt_type!r}")
         n, door = whole("nt_samples", nt_samples, 1), Door.open(inputs)
         if nt_samples_batch_size is not None:
             whole("nt_samples_batch_size", nt_samples_batch_size, 1)
@@ -336,7 +338,7 @@ class _Copies:
 
         def drawn(v: Tensor, i: int) -> Tensor:
             if not len(v):
-                raise ValueError(f"baselines of shape {tuple(v.shape)} have no rows to draw from; give some")
+                raise ArgumentError(f"baselines of shape {tuple(v.shape)} have no rows to draw from; give some")
             return v[self.draws.index(k, i, len(v)).to(v.device)]
 
         def repeated(v: Tensor, i: int) -> Tensor:
@@ -371,7 +373,7 @@ def _targets(target: Any, rows: Tensor, b: int) -> Any:
         return Output(_targets(target.target, rows, b))
     if isinstance(target, Each) and target.targets is not None:
         return Each([_targets(t, rows, b) for t in target.targets])
-    if not isinstance(target, list) and not (isinstance(target, Tensor) and target.numel() > 1):
+    if not isinstance(target, list) and not (isinstance(target, Tensor) and target.ndim == 1 and len(target) > 1):
         return target
     if len(target) != b:
         raise TargetError(f"Target list length does not match output! {len(target)} targets for {b} examples")

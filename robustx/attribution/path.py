@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..engine.checks import whole
+from ..engine.checks import ArgumentError, whole
 from ..engine.guard import guarded
 from ..engine.packing import row_sums, times
 from ..engine.probe import Probe, Query
@@ -264,7 +264,7 @@ def quadrature_of(method: str, steps: int) -> Quadrature:
         ValueError: there is none, or too few steps.
     """
     if method not in RULES:
-        raise ValueError(f"method must be one of {', '.join(map(repr, RULES))}, got {method!r}")
+        raise ArgumentError(f"method must be one of {', '.join(map(repr, RULES))}, got {method!r}")
     least = 2 if method == "riemann_trapezoid" else 1
     return RULES[method](whole("n_steps", steps, least))
 

@@ -1,5 +1,6 @@
 """The gradient engine: where (:class:`Site`), what (:class:`Score`), how (:class:`Probe`)."""
 
+from .checks import ArgumentError, ArgumentTypeError
 from .guard import guarded, untouched
 from .memory import Pace
 from .packing import Packing, Tensors
@@ -9,6 +10,8 @@ from .scores import Each, Everything, Neuron, Output, OutputError, Score, Target
 from .sites import Input, Layer, Site, Together
 
 __all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
     "Door",
     "Each",
     "Everything",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .checks import ArgumentError
+
 T = TypeVar("T")
 
 PILOT = 8  # rows of the first pass, which is weighed
@@ -37,7 +39,9 @@ class Pace:
 
     def __post_init__(self) -> None:
         if self.limit is not None and (not isinstance(self.limit, int) or self.limit < 1):
-            raise ValueError(f"a batch size must be a whole number of at least 1, got {self.limit!r}; None chooses it")
+            raise ArgumentError(
+                f"a batch size must be a whole number of at least 1, got {self.limit!r}; None chooses it"
+            )
 
     def batches(
         self, n: int, device: torch.device, work: Callable[[slice], T], kind: Hashable = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .checks import ArgumentError, ArgumentTypeError
 from .guard import modules_of, ordinary
 from .memory import Pace, out_of_memory
 from .packing import Packing, Tensors, flat
@@ -263,21 +264,27 @@ class Probe:
         """What stands at the site for these inputs, the score's value and its pull, with their graph."""
         here: Tensors = ()
 
-        def run(call: Call) -> None:
-            nonlocal here
-            here, _ = self.at.follow(call, inputs)
+        def once(inputs: Tensors, rows: Tensor) -> tuple[Tensors, Any]:
+            at: Tensors = ()
 
-        def again(inputs: Tensors, rows: Tensor) -> Tensor:  # the same pass of other inputs, without scores
-            at, _ = self.at.follow(self._call(rows), tuple(t.clone() for t in inputs))
+            def run(call: Call) -> None:
+                nonlocal at
+                at, _ = self.at.follow(call, inputs)
+
+            out = self.of.made(self._read(rows, run))  # rules hold for what the user makes of the output, too
             self._count(rows)
-            return Packing.of(at).pack(self._batched(at, rows)).detach()
+            return self._batched(at, rows), out
 
-        if self.rules is None:
-            out = self._read(rows, run)
-        else:
-            out = self.rules.forward(lambda: self._read(rows, run), again, rows)
-        self._count(rows)
-        here = self._batched(here, rows)
+        def first() -> Any:
+            nonlocal here
+            here, out = once(inputs, rows)
+            return out
+
+        def again(inputs: Tensors, rows: Tensor) -> Tensor:  # the same pass of other inputs
+            at, _ = once(tuple(t.clone() for t in inputs), rows)
+            return Packing.of(at).pack(at).detach()
+
+        out = first() if self.rules is None else self.rules.forward(first, again, rows)
         return here, *self._scored(out, rows)
 
     def _given(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -487,7 +494,7 @@ def by_name(value: Any, names: tuple[str, ...] | None, what: str) -> Any:
         return value
     if names is None or set(value) != set(names):
         told = ", ".join(names) if names else "no dict"
-        raise ValueError(f"{what} is for {', '.join(map(str, value))}, but the inputs are {told}")
+        raise ArgumentError(f"{what} is for {', '.join(map(str, value))}, but the inputs are {told}")
     return tuple(value[n] for n in names)
 
 
@@ -513,19 +520,23 @@ class Door:
         single = isinstance(inputs, Tensor)
         values = inputs.values() if isinstance(inputs, Mapping) else (inputs,) if single else inputs
         if not isinstance(values, Iterable):
-            raise TypeError(f"inputs must be a tensor or a tuple or dict of tensors, got {type(inputs).__name__}")
+            raise ArgumentTypeError(
+                f"inputs must be a tensor or a tuple or dict of tensors, got {type(inputs).__name__}"
+            )
         values = tuple(values)
         for i, t in enumerate(values):
             if not isinstance(t, Tensor):
-                raise TypeError(f"inputs must be a tensor or a tuple or dict of tensors, got {type(t).__name__} at {i}")
+                raise ArgumentTypeError(
+                    f"inputs must be a tensor or a tuple or dict of tensors, got {type(t).__name__} at {i}"
+                )
             if t.ndim == 0:
-                raise ValueError(f"inputs need a batch axis, got a 0-dimensional tensor at {i}; use x[None]")
+                raise ArgumentError(f"inputs need a batch axis, got a 0-dimensional tensor at {i}; use x[None]")
             if t.is_floating_point() and not torch.isfinite(t).all():
                 bad = int((~torch.isfinite(flat(t)).all(1)).nonzero()[0])
                 raise NonFiniteError(f"inputs contain NaN or infinity, first in example {bad}; clean the data first")
         if len({(len(t), t.device) for t in values}) != 1:
             told = ", ".join(f"{tuple(t.shape)} on {t.device}" for t in values) or "none"
-            raise ValueError(f"inputs must agree in their first axis (the examples) and device, got {told}")
+            raise ArgumentError(f"inputs must agree in their first axis (the examples) and device, got {told}")
         return cls(ordinary(values), names, single)
 
     def probe(

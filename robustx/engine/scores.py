@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import index as as_int
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .checks import ArgumentError
 from .packing import flat
 from .sites import Layer
 
@@ -17,12 +18,18 @@ Target = int | Tensor | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int | 
 """Every form that Captum knows, see :class:`Output`."""
 
 
-class TargetError(ValueError, AssertionError):
-    """The target does not fit the model's output. Also an AssertionError, which is what Captum raises."""
+class TargetError(ArgumentError, IndexError):
+    """The target does not fit the model's output. Also an AssertionError and an IndexError, as Captum raises either."""
 
 
 class OutputError(ValueError):
     """The model returned something that no number per row can be read off."""
+
+
+class Made(NamedTuple):
+    """What functions of the output have made of it already."""
+
+    parts: Any
 
 
 class Score(ABC):
@@ -39,6 +46,10 @@ class Score(ABC):
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         return self.value(out, rows)
+
+    def made(self, out: Any) -> Any:
+        """``out``, as far as functions of the user's own read it: ``value`` takes that in its place."""
+        return out
 
     def fits(self, examples: int) -> None:
         """Raises TargetError if the score was made for another number of examples."""
@@ -99,9 +110,12 @@ class Output(Score):
         if i is not None and not isinstance(i, tuple) and len(i) != examples:
             raise TargetError(f"Target list length does not match output! {len(i)} targets for {examples} examples")
 
+    def made(self, out: Any) -> Any:
+        return Made(self.target(out)) if callable(self.target) else out
+
     def value(self, out: Any, rows: Tensor) -> Tensor:
         if callable(self.target):
-            return one_each(self.target(out), rows)
+            return one_each((out if isinstance(out, Made) else self.made(out)).parts, rows)
         out, i = tensor_output(out, rows), self.index
         try:
             if i is None:
@@ -144,12 +158,16 @@ class Each(Score):
         for t in self.targets or ():
             Output(t).fits(examples)
 
+    def made(self, out: Any) -> Any:
+        return Made([Output(t).made(out) for t in self.targets]) if self.targets else out
+
     def value(self, out: Any, rows: Tensor) -> Tensor:
         if self.targets is None:
             return flat(tensor_output(out, rows))
         if not self.targets:
             raise TargetError("Each needs at least one target, got none; None means every output")
-        return torch.stack([Output(t).value(out, rows) for t in self.targets], 1)
+        parts = out.parts if isinstance(out, Made) else [out] * len(self.targets)
+        return torch.stack([Output(t).value(p, rows) for t, p in zip(self.targets, parts, strict=True)], 1)
 
     def apart(self, count: int) -> list[Output]:
         """The same scores, all ``count`` of them, one by one."""
@@ -183,9 +201,12 @@ class Neuron(Score):
     def tap(self) -> Layer:
         return self.layer
 
+    def made(self, out: Any) -> Any:
+        return Made(self.selector(out[0] if len(out) == 1 else out)) if callable(self.selector) else out
+
     def value(self, out: Any, rows: Tensor) -> Tensor:
         if callable(self.selector):
-            return one_each(self.selector(out[0] if len(out) == 1 else out), rows)
+            return one_each((out if isinstance(out, Made) else self.made(out)).parts, rows)
         here, i = out[0], self.selector if isinstance(self.selector, tuple) else (self.selector,)
         if len(out) > 1:
             raise TargetError(
@@ -198,7 +219,7 @@ class Neuron(Score):
                 f"{here.ndim - 1} axes behind the batch: {tuple(here.shape[1:])}"
             )
         try:
-            units: Tensor = here[(slice(None), *i)]
+            units: Tensor = here[(slice(None), *(v if isinstance(v, slice) else as_int(v) for v in i))]
             return flat(units).sum(1)
         except (IndexError, TypeError) as e:
             raise TargetError(f"neuron_selector {self.selector!r} does not fit {tuple(here.shape[1:])}: {e}") from None

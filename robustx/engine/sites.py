@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .checks import ArgumentError
 from .memory import eagerly
 from .packing import Tensors
 
@@ -136,11 +137,11 @@ class Layer(Site):
         finally:
             handle.remove()
         if calls == 0 or (self.call is not None and calls <= self.call):
-            raise ValueError(
+            raise ArgumentError(
                 f"{self} was called {calls} times while the model ran; choose a layer (and a call) it uses"
             )
         if calls > 1 and self.call is None:
-            raise ValueError(f"{self} was called {calls} times in one pass; say which with Layer(module, call=0)")
+            raise ArgumentError(f"{self} was called {calls} times in one pass; say which with Layer(module, call=0)")
 
     def __str__(self) -> str:
         return f"layer {type(self.module).__name__} ({self.side})"

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.checks import ArgumentError, ArgumentTypeError
 from ..engine.packing import Tensors, finest
-from ..engine.probe import Probe
+from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise, identities
 from ..engine.sites import Input
 
@@ -72,6 +73,7 @@ def given_by(baselines: Any, inputs: Any) -> Any:
     """
     if not callable(baselines):
         return baselines
+    Door.open(inputs)  # what is wrong with them is told before a function stumbles over it
     return baselines(inputs) if signature(baselines).parameters else baselines()
 
 
@@ -89,7 +91,7 @@ def distribution(baselines: Any, f: Probe, together: bool = True) -> Tensors:
     parts = [_rows(b, x, i) for i, (b, x) in enumerate(zip(_each_input(baselines, f), f.inputs, strict=True))]
     most = max(map(len, parts))
     if together and not {len(b) for b in parts} <= {1, most}:
-        raise ValueError(f"baselines must have one number of rows, got {', '.join(str(len(b)) for b in parts)}")
+        raise ArgumentError(f"baselines must have one number of rows, got {', '.join(str(len(b)) for b in parts)}")
     return tuple(b.expand(most, *b.shape[1:]) if together else b for b in parts)
 
 
@@ -98,11 +100,11 @@ def _rows(b: Any, x: Tensor, i: int) -> Tensor:
     if isinstance(b, int | float):
         return x.new_full((1, *x.shape[1:]), b)
     if not isinstance(b, Tensor):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"baselines must be tensors [S, ...], numbers or a function that makes them, got {type(b).__name__}"
         )
     if b.ndim != x.ndim or b.shape[1:] != x.shape[1:] or not len(b):
-        raise ValueError(
+        raise ArgumentError(
             f"baselines of shape {tuple(b.shape)} do not fit input {i} of shape {tuple(x.shape)}; expected "
             f"[S, {', '.join(map(str, x.shape[1:]))}] with any number S of rows"
         )
@@ -114,14 +116,16 @@ def _each_input(baselines: Any, f: Probe) -> tuple[Any, ...]:
     if isinstance(baselines, Mapping):
         names = f.names or ()
         if not baselines.keys() <= set(names):
-            raise ValueError(
+            raise ArgumentError(
                 f"baselines name {', '.join(baselines)}, but the inputs are {', '.join(names) or 'no dict'}"
             )
         baselines = tuple(baselines.get(n) for n in names)
     if not isinstance(baselines, tuple | list):
         baselines = (baselines,) * (len(f.inputs) if not isinstance(baselines, Tensor) else 1)
     if len(baselines) != len(f.inputs):
-        raise ValueError(f"baselines must have one entry for each of the {len(f.inputs)} inputs, got {len(baselines)}")
+        raise ArgumentError(
+            f"baselines must have one entry for each of the {len(f.inputs)} inputs, got {len(baselines)}"
+        )
     return tuple(baselines)
 
 
@@ -134,11 +138,11 @@ def _like(b: Any, x: Tensor, i: int) -> Tensor:
     if b is None or isinstance(b, int | float):
         return torch.full_like(x, b or 0)
     if not isinstance(b, Tensor):
-        raise TypeError(f"baselines must be None, numbers or tensors, got {type(b).__name__} for input {i}")
+        raise ArgumentTypeError(f"baselines must be None, numbers or tensors, got {type(b).__name__} for input {i}")
     try:
         return b.detach().to(x).expand(x.shape)
     except RuntimeError:
-        raise ValueError(
+        raise ArgumentError(
             f"baselines of shape {tuple(b.shape)} do not fit input {i} of shape {tuple(x.shape)}; "
             f"expected a number, [1, ...] or [{len(x)}, ...]"
         ) from None
