@@ -6,6 +6,8 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock, get_ident
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -39,12 +41,26 @@ def modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
     return list(dict.fromkeys(m for part in parts for m in modules_of(part, depth - 1))) if depth else []
 
 
+@dataclass(eq=False)
+class _Kept:
+    """What a guard gives back: the random states, and of each buffer itself, a copy and its version."""
+
+    thread: int
+    states: tuple[Any, ...]
+    buffers: dict[tuple[nn.Module, str], tuple[Tensor, Tensor, int] | None]
+
+
+_OPEN: list[_Kept] = []
+_LOCK = Lock()
+
+
 @contextmanager
 def untouched(model: Any) -> Iterator[None]:
     """Gives a model's buffers and the global random state back as they were, also after an exception.
 
     Gradients of parameters are never computed and flags never set, so they need no saving; layers'
     hooks are removed where they are used. Works inside ``torch.inference_mode``, which is left meanwhile.
+    Guards of several threads that overlap give back what was there before the first.
 
     Raises:
         ValueError: a batch norm or dropout layer is in train mode (rows would see one another, or
@@ -53,24 +69,49 @@ def untouched(model: Any) -> Iterator[None]:
     modules = modules_of(model)
     for m in modules:
         _refuse_train_mode(m)
-    owners = [(owner, name, b) for m in modules for owner in m.modules() for name, b in owner._buffers.items()]
     with torch.inference_mode(False):
-        kept = [(*o, None if o[2] is None else (o[2].detach().clone(), _version(o[2]))) for o in owners]
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda._initialized else None
+        with _LOCK:
+            kept = _keep(modules)
+            _OPEN.append(kept)
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
-            if on_gpu is not None:
-                torch.cuda.set_rng_state_all(on_gpu)
-            for owner, name, buffer, copy in kept:
-                owner._buffers[name] = buffer
-                if buffer is not None and copy is not None and _changed(buffer, *copy):
-                    with torch.no_grad():
-                        buffer.copy_(copy[0])
+            with _LOCK:
+                _OPEN.remove(kept)
+                _give_back(kept)
+
+
+def _keep(modules: list[nn.Module]) -> _Kept:
+    thread = get_ident()
+    others = [k for k in _OPEN if k.thread != thread]  # these may have changed what stands there now
+    on_gpu = torch.cuda.is_available() and torch.cuda._initialized
+    states = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state_all() if on_gpu else None,
+    )
+    kept = _Kept(thread, others[0].states if others else states, {})
+    for owner in (part for m in modules for part in m.modules()):
+        for name, b in owner._buffers.items():
+            before = [k.buffers[owner, name] for k in others if (owner, name) in k.buffers]
+            now = None if b is None else (b, b.detach().clone(), _version(b))
+            kept.buffers[owner, name] = before[0] if before else now
+    return kept
+
+
+def _give_back(kept: _Kept) -> None:
+    python, numpy, cpu, on_gpu = kept.states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if on_gpu is not None:
+        torch.cuda.set_rng_state_all(on_gpu)
+    for (owner, name), of in kept.buffers.items():
+        owner._buffers[name] = of and of[0]
+        if of is not None and _changed(*of):
+            with torch.no_grad():
+                of[0].copy_(of[1])
 
 
 def guarded(method: Callable[P, R]) -> Callable[P, R]:
