@@ -103,12 +103,15 @@ class Recurrent(nn.Module):
 
 
 class Busy(nn.Module):
-    """Changes buffers in every way, draws from every global generator, and raises from its n-th pass on if told to."""
+    """[B, 1, 5]; its layer is [B, 2, 3], three positions that attend to one another.
+
+    Changes buffers in every way, draws from every global generator, and raises from its n-th pass on if told to.
+    """
 
     def __init__(self, fails=None):
         super().__init__()
         self.first, self.norm, self.act = nn.Linear(D, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True)
-        self.drop, self.head = nn.Dropout(0.5), nn.Linear(6, K)
+        self.layer, self.drop, self.head = nn.Unflatten(1, (2, 3)), nn.Dropout(0.5), nn.Linear(6, K)
         for name in ("in_place", "replaced", "behind"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("nothing", None)
@@ -121,10 +124,11 @@ class Busy(nn.Module):
         self.replaced = self.replaced + 1
         self.behind.data.add_(1)
         torch.rand(3), np.random.rand(3), random.random()
-        hidden = self.act(self.norm(self.first(x)))
+        tokens = self.layer(self.act(self.norm(self.first(x.flatten(1))))).mT
+        hidden = (tokens @ tokens.mT).softmax(-1) @ tokens
         if self.fails is not None and self.passes >= self.fails:
             raise RuntimeError("the model breaks down")
-        return self.head(self.drop(hidden))
+        return self.head(self.drop(hidden.flatten(1)))
 
 
 class Bare(nn.Module):

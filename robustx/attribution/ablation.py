@@ -9,7 +9,7 @@ from ..engine.guard import guarded
 from ..engine.packing import Packing
 from ..engine.probe import Probe
 from ..engine.progress import progress
-from ..engine.scores import Everything, OutputError
+from ..engine.scores import Each, Everything, OutputError
 from ..perturb.features import Features, from_masks
 from ..perturb.gates import gated
 from ..perturb.references import Reference, through
@@ -96,7 +96,10 @@ class FeatureAblation(Attribution):
             f = f.to(of=Everything())
         features = from_masks(feature_mask, f.inputs, door.names)
         falls, rows = self._falls(f, features, through(baselines), show_progress)
-        return door.out(Packing.of(f.inputs).split(features.spread(falls, rows)))
+        parts = Packing.of(f.inputs).split(features.spread(falls, rows))
+        if isinstance(f.of, Each):
+            parts = tuple(p.unflatten(0, f.score.shape) for p in parts)
+        return door.out(parts)
 
     def _falls(self, f: Probe, features: Features, reference: Reference, show: bool) -> tuple[Tensor, Tensor]:
         """Falls [outputs, F], and the example that each output belongs to."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..engine.guard import guarded
+from ..engine.guard import guarded, modules_of
 from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Door, Probe
 from ..engine.scores import Neuron, Output, Score
@@ -53,6 +53,14 @@ class Attribution(ABC):
     @abstractmethod
     def attribute(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Attributions shaped like what stands at the site."""
+
+    def attribute_future(self, *args: Any, **kwargs: Any) -> Any:
+        """Captum's door for models that return futures.
+
+        Raises:
+            NotImplementedError: always, as for most of Captum's.
+        """
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
     def has_convergence_delta(self) -> bool:
         """Whether attributions add up to a known total."""
@@ -103,9 +111,15 @@ class Attribution(ABC):
     def _score(self, target: Any) -> Score:
         return target if isinstance(target, Score) else Output(target)
 
+    def _layers(self) -> list[Layer]:
+        """The layers that it looks at."""
+        return []
+
     def __repr__(self) -> str:
         model = self.forward_func
-        return f"{type(self).__name__}({getattr(model, '__name__', type(model).__name__)})"
+        names = {m: name for whole in modules_of(model) for name, m in whole.named_modules()} if self._layers() else {}
+        layers = [names.get(v.module) or type(v.module).__name__ for v in self._layers()]
+        return f"{type(self).__name__}({', '.join([getattr(model, '__name__', type(model).__name__), *layers])})"
 
 
 class GradientAttribution(Attribution):
@@ -155,9 +169,11 @@ class LayerAttribution(Attribution):
         layers = [_layer(v) for v in (layer if isinstance(layer, list | tuple) else [layer])]
         self.layer = layers if isinstance(layer, list | tuple) else layers[0]
 
+    def _layers(self) -> list[Layer]:
+        return self.layer if isinstance(self.layer, list) else [self.layer]
+
     def _site(self, of_input: bool = False) -> Site:
-        layers = self.layer if isinstance(self.layer, list) else [self.layer]
-        sided = tuple(replace(v, side="input") if of_input else v for v in layers)
+        sided = tuple(replace(v, side="input") if of_input else v for v in self._layers())
         return Together(sided) if isinstance(self.layer, list) else sided[0]
 
     @staticmethod
@@ -187,6 +203,9 @@ class NeuronAttribution(LayerAttribution):
     """The same method for a neuron's value: the score is read off a layer, the site stays the input."""
 
     layer: Layer
+
+    def has_convergence_delta(self) -> bool:
+        return False
 
     def _site(self, of_input: bool = False) -> Site:
         return Input()

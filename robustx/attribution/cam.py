@@ -286,6 +286,9 @@ class GuidedGradCam(GradientAttribution):
         if isinstance(self.grad_cam.layer, list):
             raise TypeError(f"layer must be one layer, got a list of {len(self.grad_cam.layer)}; ask once for each")
 
+    def _layers(self) -> list[Layer]:
+        return self.grad_cam._layers()
+
     @guarded
     def attribute(
         self,

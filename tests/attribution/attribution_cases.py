@@ -1,98 +1,256 @@
 """What the laws of attributions are asked of: every method of the room, on models with a layer to name."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from inspect import isabstract, isclass, signature
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from robustx import attribution
-from robustx.attribution import Attribution
-from robustx.attribution.base import LayerAttribution, NeuronAttribution
+from robustx.attribution import Attribution, LayerAttribution, LayerGradCam, NeuronAttribution
 
 METHODS = [c for c in vars(attribution).values() if isclass(c) and issubclass(c, Attribution) and not isabstract(c)]
 
 
+def attended(here):
+    """Positions [B, C, ...] that attend to one another, as one row [B, C * P]."""
+    tokens = here.flatten(2).mT
+    return torch.tanh((tokens @ tokens.mT).softmax(-1) @ tokens).flatten(1)
+
+
 class Pair(nn.Module):
-    """Two inputs, [B, 5] and [B, 2, 3], and a number for each example; smooth, [B, 4]; its layer is [B, 6]."""
+    """Two inputs, [B, 1, 5] and [B, 2, 3], and a number for each example; smooth, [B, 4]; its layer is [B, 2, 3]."""
+
+    shapes = (1, 5), (2, 3)
 
     def __init__(self, scale=1.0):
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.layer, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.a, self.b, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.layer = nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)))
         self.scale = scale
         self.double()
 
     def forward(self, a, b, more=0.0, *, shift=0.0):
-        hidden = self.layer(torch.tanh(self.a(a)) * torch.tanh(self.b(b.flatten(1))) * (1 + more))
-        return self.head(torch.tanh(hidden)) * self.scale + shift
+        here = self.layer(torch.tanh(self.a(a.flatten(1))) * torch.tanh(self.b(b.flatten(1))) * (1 + more))
+        return self.head(attended(here)) * self.scale + shift
 
 
 class Net(nn.Module):
-    """One input [B, 2, 3, 3]; smooth, [B, 4]; its layer is [B, 6], and does not see the input's last column."""
+    """One input [B, 2, 3, 3]; smooth, [B, 4]; its layer is [B, 2, 3, 1], and does not see the input's last column."""
+
+    shapes = ((2, 3, 3),)
 
     def __init__(self, dtype=torch.float64):
         super().__init__()
         torch.manual_seed(1)
-        self.first, self.layer, self.head = nn.Linear(12, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+        self.first, self.head = nn.Linear(12, 8), nn.Linear(6, 4)
+        self.layer = nn.Sequential(nn.Linear(8, 6), nn.Unflatten(1, (2, 3, 1)))
         self.double().to(dtype)
 
     def forward(self, x):
-        return self.head(torch.tanh(self.layer(torch.tanh(self.first(x[..., :2].flatten(1))))))
+        return self.head(attended(self.layer(torch.tanh(self.first(x[..., :2].flatten(1))))))
 
 
-@dataclass(frozen=True)
+def unit(here):
+    """Neuron 2 of either model's layer."""
+    return here.flatten(1)[:, 2]
+
+
+def some(inputs):
+    """A distribution of three baselines, in the form of the inputs."""
+
+    def rows(t):
+        return torch.linspace(-0.9, 1.0, 3 * t.shape[1:].numel()).reshape(3, *t.shape[1:]).to(t)
+
+    return tree_map(rows, inputs)
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
-    """A method; ``case(model, inputs, ...)`` is its attribution of output 2 (of neuron 2, for a neuron's method)."""
+    """A method; ``case(model, inputs, ...)`` is its attribution of output 2, or of neuron 2 of the layer.
+
+    Args:
+        method: the class.
+        usual: arguments that are given unless others are.
+        over: the method that it wraps.
+        exact: arguments with which it adds up to the score's rise, ``within`` so much; None: it never does.
+        coarse: arguments with which it does not, but where it says by how much; None: it does not say.
+        lacks: the laws that it cannot meet, and why.
+        note: what tells it from another case of the method.
+    """
 
     method: type[Attribution]
-    linear: bool = True  # in the score
-    usual: tuple = ()  # arguments that make it so
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    over: "Case | None" = None
+    exact: Mapping[str, Any] | None = None
+    within: float = 1e-6
+    coarse: Mapping[str, Any] | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
     def bind(self, model):
-        return self.method(model, model.layer) if issubclass(self.method, LayerAttribution) else self.method(model)
+        if self.over is not None:
+            return self.method(self.over.bind(model))
+        return self.method(model, *([model.layer] if "layer" in signature(self.method).parameters else []))
 
-    def __call__(self, model, inputs, target=2, **options):
-        return self.bind(model).attribute(inputs, **{self.target: target}, **dict(self.usual), **options)
+    def __call__(self, model, inputs, target=..., **options):
+        return self.ask(self.bind(model), inputs, target, **options)
+
+    def ask(self, bound, inputs, target=..., /, **options):
+        """What a method that :meth:`bind` made says."""
+        if target is ...:
+            target = unit if self.neuron else 2
+        aim = {} if self.target is None or self.target in options else {self.target: target}
+        usual = self.usual if self.over is None else {**self.over.usual, **self.usual}
+        return bound.attribute(inputs, **{**usual, **aim, **options})
 
     def takes(self, name):
-        return name in signature(self.method.attribute).parameters
+        own = name in signature(self.method.attribute).parameters
+        return own or (self.over is not None and self.over.takes(name))
+
+    def meets(self, law):
+        return law not in self.lacks
 
     @property
     def target(self):
-        return "neuron_selector" if self.neuron else "target"
+        """The argument that says what is attributed, if any does."""
+        return next((n for n in ("target", "neuron_selector") if self.takes(n)), None)
 
     @property
     def neuron(self):
-        return issubclass(self.method, NeuronAttribution)
+        return self.target == "neuron_selector"
+
+    @property
+    def distribution(self):
+        """Whether baselines are a distribution."""
+        return self.usual.get("baselines") is some
+
+    @property
+    def drawn(self):
+        """Whether it draws at random, by key."""
+        return "seed" in self.usual
 
     @property
     def at_input(self):
-        return not issubclass(self.method, LayerAttribution) or self.neuron
+        return self._stands() == "input"
 
     @property
     def chunk(self):
         """The argument that caps what goes through the model at once."""
         return next(n for n in ("internal_batch_size", "perturbations_per_eval") if self.takes(n))
 
-    def shapes(self, inputs):
+    def shapes(self, model, inputs):
         """Of the attributions."""
-        return [t.shape for t in inputs] if self.at_input else [(len(inputs[0]), 6)]
+        b = len(inputs[0])
+        layer = {Pair: (2, 3), Net: (2, 3, 1)}[type(model)]
+        match self._stands():
+            case "input":
+                return [t.shape for t in inputs]
+            case "map":
+                return [torch.Size((b, 1, *layer[1:]))]
+            case "layer":
+                return [torch.Size((b, *layer))]
+            case "tokens":
+                return [torch.Size((b, 2))]  # three, without the first
+
+    def _stands(self):
+        method = self.method if self.over is None else self.over.method
+        if method in (attribution.AttentionRollout, attribution.TransformerRelevance):
+            return "tokens"
+        if issubclass(method, LayerAttribution) and not issubclass(method, NeuronAttribution):
+            return "map" if issubclass(method, LayerGradCam) else "layer"
+        return "input"
 
     def __str__(self):
-        return self.method.__name__ + (" signed" if self.usual == (("abs", False),) else "")
+        return " ".join(filter(None, (self.method.__name__, self.note)))
 
 
-CASES = [Case(m, linear=m is not attribution.Saliency) for m in METHODS] + [
-    Case(attribution.Saliency, usual=(("abs", False),))
+ROUGH = {"n_steps": 1, "method": "riemann_left"}
+DRAWN = {"baselines": some, "seed": 0}
+MEAN = "it adds up in the mean over many draws only"
+KEPT = {
+    "complete": "it keeps the score itself, less what biases take",
+    "gradient": "it says in its own words what no relevance passes",
+}
+
+TABLE = [
+    Case(
+        attribution.FeatureAblation, lacks={"gradient": "it needs values only", "one": "several numbers, several maps"}
+    ),
+    Case(attribution.Saliency, lacks={"linear": "sizes have no sign"}),
+    Case(attribution.Saliency, {"abs": False}, note="signed"),
+    Case(attribution.InputXGradient),
+    Case(attribution.IntegratedGradients, exact={}, coarse=ROUGH),
+    Case(attribution.LayerIntegratedGradients, exact={}, coarse=ROUGH),
+    Case(attribution.NeuronIntegratedGradients, exact={}),
+    Case(attribution.GradientShap, DRAWN | {"stdevs": 0.1}, coarse={"stdevs": 0.0}, lacks={"complete": MEAN}),
+    Case(attribution.LayerGradientShap, DRAWN | {"stdevs": 0.1}, coarse={"stdevs": 0.0}, lacks={"complete": MEAN}),
+    Case(attribution.NeuronGradientShap, DRAWN | {"stdevs": 0.1}),
+    Case(attribution.ExpectedGradients, DRAWN | {"n_samples": 20}, coarse={}, lacks={"complete": MEAN}),
+    Case(attribution.DeepLift, exact={}),
+    Case(attribution.LayerDeepLift, exact={}),
+    Case(attribution.NeuronDeepLift, exact={}),
+    Case(attribution.DeepLiftShap, {"baselines": some}, exact={}),
+    Case(attribution.LayerDeepLiftShap, {"baselines": some}, exact={}),
+    Case(attribution.NeuronDeepLiftShap, {"baselines": some}, exact={}),
+    *(
+        Case(m, lacks=KEPT)
+        for m in (attribution.LRP, attribution.LayerLRP, attribution.AttnLRP, attribution.LayerAttnLRP)
+    ),
+    Case(attribution.GuidedBackprop),
+    Case(attribution.Deconvolution),
+    Case(attribution.NeuronGuidedBackprop),
+    Case(attribution.NeuronDeconvolution),
+    Case(attribution.GuidedGradCam, lacks={"linear": "it is a product of gradients"}),
+    Case(
+        attribution.NoiseTunnel,
+        {"nt_samples": 3, "stdevs": 0.1, "seed": 0},
+        over=Case(attribution.IntegratedGradients),
+        coarse=ROUGH | {"stdevs": 0.0},
+        lacks={"complete": "noise moves the inputs", "start": "noise moves the inputs"},
+    ),
+    Case(
+        attribution.NoiseTunnel,
+        {"nt_samples": 3, "stdevs": 0.1, "seed": 0},
+        over=Case(attribution.LayerGradientXActivation),
+        note="at a layer",
+    ),
+    Case(
+        attribution.NoiseTunnel,
+        {"nt_samples": 3, "stdevs": 0.1, "seed": 0, "nt_type": "vargrad"},
+        over=Case(attribution.NeuronGradient),
+        note="of a neuron",
+    ),
+    Case(attribution.LayerActivation, lacks={"gradient": "it needs values only"}),
+    Case(attribution.LayerGradientXActivation),
+    Case(attribution.LayerGradCam),
+    Case(attribution.LayerGradCamPlusPlus, lacks={"linear": "gradients stand in the denominator too"}),
+    Case(attribution.LayerHiResCam),
+    Case(attribution.LayerCam, lacks={"linear": "only positive gradients count"}),
+    Case(
+        attribution.LayerConductance,
+        exact={"n_steps": 400, "method": "riemann_trapezoid"},
+        within=5e-3,
+        coarse=ROUGH,
+        lacks={"ends": "a step lies between two points"},
+    ),
+    Case(attribution.InternalInfluence, lacks={"start": "gradients are not multiplied by the way"}),
+    Case(attribution.NeuronGradient),
+    Case(attribution.NeuronConductance, {"neuron_selector": unit}),
+    Case(attribution.AttentionRollout, lacks={"gradient": "it needs values only"}),
+    Case(attribution.TransformerRelevance, lacks={"linear": "only what is positive counts, and a token counts itself"}),
 ]
+CASES = TABLE + [Case(m) for m in METHODS if m not in {c.method for c in TABLE}]
 
 
 def inputs_of(model, count=5, dtype=torch.float64, seed=3):
     """Random inputs, as a tuple."""
     torch.manual_seed(seed)
-    shapes = [(5,), (2, 3)] if isinstance(model, Pair) else [(2, 3, 3)]
-    return tuple(torch.randn(count, *s, dtype=torch.float64).to(dtype) for s in shapes)
+    return tuple(torch.randn(count, *s, dtype=torch.float64).to(dtype) for s in model.shapes)
 
 
 def parts(attributions):

@@ -1,23 +1,38 @@
-"""The laws of every attribution method: a new one stands in the room and meets them all."""
+"""The laws of every attribution method: a new one stands in the room and meets them all.
 
+That none leaves a trace on the model, also after a failure and beside another thread, is in engine/test_guard.py.
+"""
+
+import copy
 import inspect
-import random
+import pickle
 from contextlib import nullcontext
 
-import numpy as np
+import captum.attr
 import pytest
 import torch
-from attribution_cases import CASES, Net, Pair, inputs_of, parts
+from attribution_cases import CASES, METHODS, Net, Pair, inputs_of, parts, some, unit
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
 from robustx.attribution import IntegratedGradients
-from robustx.engine import TargetError
+from robustx.engine import Each, TargetError
 
-every = pytest.mark.parametrize("case", CASES, ids=str)
-at_inputs = pytest.mark.parametrize("case", [c for c in CASES if c.at_input], ids=str)
-complete = pytest.mark.parametrize("case", [c for c in CASES if c.bind(Net()).has_convergence_delta()], ids=str)
+
+def law(*names, **wants):
+    """The cases that have what is wanted, and do not lack what is named."""
+    cases = [c for c in CASES if all(map(c.meets, names)) and all(bool(getattr(c, k)) == v for k, v in wants.items())]
+    return pytest.mark.parametrize("case", cases, ids=str)
+
+
+every = law()
+targeted = pytest.mark.parametrize("case", [c for c in CASES if c.target == "target"], ids=str)
+linear = pytest.mark.parametrize("case", [c for c in CASES if c.target == "target" and c.meets("linear")], ids=str)
 with_baselines = pytest.mark.parametrize("case", [c for c in CASES if c.takes("baselines")], ids=str)
+with_deltas = pytest.mark.parametrize(
+    "case", [c for c in CASES if c.takes("return_convergence_delta") and c.takes("baselines")], ids=str
+)
 
 
 def assert_same(a, b, atol=1e-10):
@@ -35,10 +50,8 @@ def test_comes_back_in_the_form_of_the_inputs(case):
     single, one, both = case(net, x), case(net, (x,)), case(pair, two)
     if case.at_input:
         assert isinstance(single, torch.Tensor) and type(one) is tuple and type(both) is tuple
-        named = case(lambda a, b: pair(a, b), {"a": two[0], "b": two[1]}) if not case.neuron else None
-        assert named is None or (type(named) is dict and list(named) == ["a", "b"])
-    for found, given in ((single, (x,)), (one, (x,)), (both, two)):
-        assert [a.shape for a in parts(found)] == [torch.Size(s) for s in case.shapes(given)]
+    for found, model, given in ((single, net, (x,)), (one, net, (x,)), (both, pair, two)):
+        assert [a.shape for a in parts(found)] == case.shapes(model, given)
         assert not any(a.requires_grad for a in parts(found))
     assert_same(single, one)
 
@@ -46,8 +59,8 @@ def test_comes_back_in_the_form_of_the_inputs(case):
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes(case, dtype):
-    exact = case(Net(), *inputs_of(Net()))
-    found = case(Net(dtype), *inputs_of(Net(), dtype=dtype))
+    (x,) = inputs_of(Net(), dtype=dtype)
+    exact, found = case(Net(), x.double()), case(Net(dtype), x)
     assert found.dtype == dtype
     assert_close(found.double(), exact, rtol=0, atol=50 * torch.finfo(dtype).eps * exact.abs().max().item())
 
@@ -65,16 +78,18 @@ def test_layouts(case, form):
     assert_same(case(net, given), case(net, given.contiguous()))
 
 
-@at_inputs
+@every
 def test_dicts_are_tuples_with_names(case):
     pair, (a, b) = Pair(), inputs_of(Pair())
-    if case.takes("baselines"):
-        named = case(pair, {"b": b, "a": a}, baselines={"a": 0.5, "b": a.new_ones(1, 2, 3)})
-        same = case(pair, (a, b), baselines=(0.5, a.new_ones(1, 2, 3)))
-    else:
-        named, same = case(pair, {"b": b, "a": a}), case(pair, (a, b))
-    assert list(named) == ["b", "a"]
-    assert_same((named["a"], named["b"]), same)
+    given = {"a": a, "b": b} if case.drawn else {"b": b, "a": a}  # draws are a function of all inputs in their order
+    named, same = case(pair, given), case(pair, (a, b))
+    if case.takes("baselines") and not case.distribution:
+        named = case(pair, given, baselines={"a": 0.5, "b": b.new_ones(1, 2, 3)})
+        same = case(pair, (a, b), baselines=(0.5, b.new_ones(1, 2, 3)))
+    if case.at_input:
+        assert type(named) is dict and list(named) == list(given)
+        named = named["a"], named["b"]
+    assert_same(named, same)
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -97,7 +112,7 @@ def test_rows_do_not_see_one_another(case):
 def test_no_examples(case):
     for model in (Net(), Pair()):
         given = inputs_of(model, 0)
-        assert [a.shape for a in parts(case(model, given))] == [torch.Size(s) for s in case.shapes(given)]
+        assert [a.shape for a in parts(case(model, given))] == case.shapes(model, given)
 
 
 @every
@@ -113,52 +128,94 @@ def test_chunks_change_nothing(case, rows):
 # --- what is attributed -----------------------------------------------------------------------------------
 
 
-@at_inputs
+class Idle(nn.Module):
+    """A net beside an input that it does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+        self.layer = self.net.layer
+
+    def forward(self, x, idle):
+        return self.net(x)
+
+
+@law(at_input=True)
 def test_what_the_model_does_not_use_gets_nothing(case):
-    net, (x,) = Net(), inputs_of(Net())
-    found = case(net, x)
+    (x,) = inputs_of(Net())
+    found = case(Net(), x)
     assert (found[..., 2] == 0).all() and found[..., :2].abs().sum() > 0
-    if not case.neuron:  # a whole input that is not used
-        whole, idle = case(lambda x, idle: net(x), (x, x[:, 0]))
+    whole, idle = case(Idle(), (x, x.flip(0)))
+    assert whole.abs().sum() > 0 and (idle == 0).all()
+    if not case.drawn:  # else draws are a function of all inputs
         assert_same(whole, found)
-        assert (idle == 0).all()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.linear and not c.neuron], ids=str)
+@linear
 def test_linear_in_the_score(case):
     pair, given = Pair(), inputs_of(Pair())
     one, other = parts(case(pair, given, 0)), parts(case(pair, given, 3))
     both = case(pair, given, lambda out: 2 * out[:, 0] - 3 * out[:, 3])
     assert_same(both, tuple(2 * a - 3 * b for a, b in zip(one, other, strict=True)))
+    assert_same(case(Pair(scale=2.0), given), tuple(2 * a for a in parts(case(pair, given))))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.neuron], ids=str)
+@targeted
 def test_a_target_for_each_example(case):
     pair, given = Pair(), inputs_of(Pair())
     classes = torch.tensor([3, 0, 1, 1, 2])
     found = parts(case(pair, given, classes))
+    assert_same(case(pair, given, classes.tolist()), found)
+    assert_same(case(pair, given, [(k,) for k in classes.tolist()]), found)
     for k in range(4):
         own = parts(case(pair, given, k))
         assert_same(tuple(f[classes == k] for f in found), tuple(o[classes == k] for o in own))
+        assert_same(case(pair, given, torch.tensor(k)), own)
+
+
+@targeted
+def test_any_number_that_is_made_of_the_output(case):
+    pair, given = Pair(), inputs_of(Pair())
+    assert_same(case(pair, given, lambda out: out[:, 1]), case(pair, given, 1))
+    curved = case(pair, given, lambda out: out.square().sum(1))
+    for found, plain in zip(parts(curved), parts(case(pair, given, 1)), strict=True):
+        assert found.shape == plain.shape and not torch.allclose(found, plain)
+
+
+@targeted
+def test_several_targets_in_one_call(case):
+    pair, given, several = Pair(), inputs_of(Pair()), [0, torch.tensor([3, 0, 1, 1, 2]), lambda out: out.sum(1)]
+    together = parts(case(pair, given, Each(several)))
+    for i, target in enumerate(several):
+        alone = parts(case(pair, given, target))
+        assert [t.shape for t in together] == [torch.Size((5, 3, *a.shape[1:])) for a in alone]
+        assert_same(tuple(t[:, i] for t in together), alone)
+    if case.takes("return_convergence_delta"):
+        deltas = case(pair, given, Each(several), return_convergence_delta=True)[1]
+        for i, target in enumerate(several):
+            assert_same(deltas[:, i], case(pair, given, target, return_convergence_delta=True)[1])
 
 
 @every
 def test_further_arguments(case):
     """By place or by keyword; what has a row for each example follows it, whatever is repeated."""
     pair, given = Pair(), inputs_of(Pair())
-    more, doubled = torch.randn(5, 1, dtype=torch.float64), Pair(scale=2.0)
+    more = torch.randn(5, 1, dtype=torch.float64)
     by_keyword = case(pair, given, additional_forward_kwargs={"more": more, "shift": torch.randn(5, 1).double()})
     assert_same(case(pair, given, additional_forward_args=(more,)), by_keyword)
     assert_same(case(pair, given, additional_forward_args=more), by_keyword)
     with pytest.raises(AssertionError, match="not close"):
         assert_same(case(pair, given), by_keyword)
-    if not case.neuron:
-        assert_same(case(doubled, given), tuple(2 * a for a in parts(case(pair, given))))
+
+
+# --- what it is compared with -----------------------------------------------------------------------------
 
 
 @with_baselines
 @pytest.mark.parametrize("form", ["zero", "one", "number", "row", "rows"])
 def test_forms_of_baselines(case, form):
+    if case.distribution:
+        pytest.skip("see below")
     net, (x,) = Net(), inputs_of(Net())
     row = torch.randn(1, 2, 3, 3, dtype=torch.float64)
     given, full = {
@@ -172,51 +229,76 @@ def test_forms_of_baselines(case, form):
     assert_same(case(net, (x,), baselines=(given,)), case(net, x, baselines=full))
 
 
+@law(distribution=True)
+def test_forms_of_distributions(case):
+    """Tensors, or a function that makes them: of the inputs, in the form in which these came, or of nothing."""
+    net, (x,), pair, (a, b) = Net(), inputs_of(Net()), Pair(), inputs_of(Pair())
+    data, (of_a, of_b) = some(x), some((a, b))
+    found = case(net, x, baselines=data)
+    for model, inputs, baselines, expected in (
+        (net, x, lambda: data, found),
+        (net, x, lambda x: x.new_tensor(data.tolist()), found),
+        (net, (x,), (data,), found),
+        (net, (x,), lambda inputs: (inputs[0].new_tensor(data.tolist()),), found),
+        (pair, (a, b), (of_a, of_b), case(pair, (a, b))),
+        (pair, {"b": b, "a": a}, {"b": of_b, "a": of_a}, case(pair, {"b": b, "a": a})),
+        (pair, {"b": b, "a": a}, lambda inputs: {k: some(v) for k, v in inputs.items()}, case(pair, {"b": b, "a": a})),
+    ):
+        again = case(model, inputs, baselines=baselines)
+        assert_same(tree_leaves(again), tree_leaves(expected))
+
+
 @with_baselines
 def test_nothing_happened_where_the_input_is_its_baseline(case):
-    pair, given = Pair(), inputs_of(Pair())
-    for found in parts(case(pair, given, baselines=given)):
-        assert (found == 0).all()
+    if not case.meets("start"):
+        pytest.skip(case.lacks["start"])
+    pair, given = Pair(), inputs_of(Pair(), 1 if case.distribution else 5)
+    quiet = {"stdevs": 0.0} if "stdevs" in case.usual else {}
+    found = parts(case(pair, given, baselines=given, **quiet))
+    assert_same(found, [torch.zeros_like(f) for f in found], 1e-15)
 
 
 def score(case, pair, given):
     """What is attributed: output 2, or neuron 2 of the layer."""
     seen = []
-    with pair.layer.register_forward_hook(lambda _, __, out: seen.append(out)):
+    with pair.layer.register_forward_hook(lambda _, __, out: seen.append(unit(out))):
         out = pair(*given)
-    return (seen[0] if case.neuron else out)[:, 2].detach()
+    return (seen[0] if case.neuron else out[:, 2]).detach()
 
 
-@complete
+@pytest.mark.parametrize("case", [c for c in CASES if c.exact is not None], ids=str)
 def test_completeness(case):
-    """Attributions add up to the score's rise from the baseline, and the delta says by how much they miss."""
+    """Attributions add up to the score's rise from the baseline, or from the mean over several."""
     pair, given = Pair(), inputs_of(Pair())
-    start = tuple(0.5 * torch.randn_like(t[:1]) for t in given)
-    found = case(pair, given, baselines=start)
-    rise = score(case, pair, given) - score(case, pair, [s.expand_as(t) for s, t in zip(start, given, strict=True)])
-    assert_close(sum(a.flatten(1).sum(1) for a in parts(found)), rise, rtol=0, atol=1e-6)
-    if case.takes("return_convergence_delta"):
-        same, delta = case(pair, given, baselines=start, return_convergence_delta=True)
-        assert_same(same, found)
-        assert delta.shape == (5,) and delta.abs().max() < 1e-6
-        again = case.bind(pair).compute_convergence_delta(found, start, given, 2)
-        assert_close(delta, again, rtol=0, atol=1e-12)
+    start = tuple(0.5 * torch.randn(3 if case.distribution else 1, *s, dtype=torch.float64) for s in pair.shapes)
+    found = case(pair, given, baselines=start, **case.exact)
+    rise = score(case, pair, given) - score(case, pair, start).mean()
+    assert_close(sum(a.flatten(1).sum(1) for a in parts(found)), rise, rtol=0, atol=case.within)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.takes("return_convergence_delta")], ids=str)
+@every
+def test_says_whether_it_adds_up(case):
+    says = case.bind(Net()).has_convergence_delta()
+    assert says == case.takes("return_convergence_delta")
+    assert not says or case.exact is not None or not case.meets("complete")
+
+
+@with_deltas
 def test_deltas_tell_what_is_missing(case):
-    """With one step on a curved path something is missing; row by row, and for a dict too."""
+    """Row by row, and for a dict too; of several samples of an example, in the mean."""
     pair, given = Pair(), inputs_of(Pair())
-    found, delta = case(pair, given, n_steps=1, method="riemann_left", return_convergence_delta=True)
+    start = tuple(0.5 * torch.randn(1, *s, dtype=torch.float64) for s in pair.shapes)
+    options = {"baselines": start, **(case.coarse or {})}
+    found, delta = case(pair, given, return_convergence_delta=True, **options)
+    assert_same(case(pair, given, **options), found)
     total = sum(a.flatten(1).sum(1) for a in parts(found))
-    rise = (pair(*given) - pair(*(torch.zeros_like(t) for t in given)))[:, 2]
-    assert_close(delta, (total - rise).detach(), rtol=0, atol=1e-12)
-    assert delta.abs().min() > 1e-4
-    if case.at_input:
-        named = dict(zip(("a", "b"), given, strict=True))
-        attributions = dict(zip(("a", "b"), found, strict=True))
-        again = case.bind(pair).compute_convergence_delta(attributions, None, named, 2)
-        assert_close(delta, again, rtol=0, atol=1e-12)
+    missing = total - (score(case, pair, given) - score(case, pair, start))
+    assert_close(delta.unflatten(0, (5, -1)).mean(1), missing, rtol=0, atol=1e-12)
+    assert case.coarse is None or delta.abs().max() > 1e-3
+    given, start = dict(zip("ab", given, strict=True)), dict(zip("ab", start, strict=True))
+    found = dict(zip("ab", found, strict=True)) if case.at_input else found
+    again = case.bind(pair).compute_convergence_delta(found, start, given, 2)
+    assert_close(again, missing, rtol=0, atol=1e-12)
 
 
 # --- around it --------------------------------------------------------------------------------------------
@@ -233,45 +315,51 @@ def test_modes(case, mode):
     assert given.grad is None and given.requires_grad == (mode is None)
 
 
-class Busy(nn.Module):
-    """In place on its input, a buffer that counts, draws from every generator; or the same without."""
+class InPlace(nn.Module):
+    """Works in place on its very input; or the same without."""
 
     def __init__(self, quiet=False):
         super().__init__()
         self.net, self.quiet = Net(), quiet
         self.layer = self.net.layer
-        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x):
-        if self.quiet:
-            return self.net(x * 2 - 0.5)
-        self.seen += 1
-        torch.rand(2), np.random.rand(2), random.random()
-        return self.net(x.mul_(2).sub_(0.5))
+        return self.net(x * 2 - 0.5 if self.quiet else x.mul_(2).sub_(0.5))
 
 
 @every
-def test_leaves_no_trace(case):
-    model, (x,) = Busy(), inputs_of(Net())
+def test_models_may_work_in_place(case):
+    (x,) = inputs_of(Net())
     kept = x.clone()
-    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    found = case(model, x)
-    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == state
-    assert torch.equal(x, kept) and model.seen == 0
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
-    assert_same(found, case(Busy(quiet=True), x))
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if not c.takes("layer") and c.at_input and not c.neuron], ids=str)
-def test_a_plain_function_will_do(case):
-    x = torch.randn(4, 3, dtype=torch.float64)
-    assert_close(case(lambda x: x.square().sum(1), x, None), case(nn.Sequential(Squares()), x, None))
+    assert_same(case(InPlace(), x), case(InPlace(quiet=True), x))
+    assert torch.equal(x, kept)
 
 
 class Squares(nn.Module):
     def forward(self, x):
         return x.square().sum(1)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "layer" not in inspect.signature(c.method).parameters], ids=str)
+def test_a_plain_function_will_do(case):
+    if case.over is not None or not case.at_input:
+        pytest.skip("it needs a layer or attention, or is no method of its own")
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert_close(case(lambda x: x.square().sum(1), x, None), case(Squares(), x, None))
+
+
+@every
+def test_copies_are_apart(case):
+    """Also through a file: a copy has a model of its own, and the layer that belongs to it."""
+    net, (x,) = Net(), inputs_of(Net())
+    method, expected = case.bind(net), case(net, x)
+    for copied in (copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
+        assert type(copied) is type(method) and repr(copied) == repr(method)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.zero_()
+        assert_same(case.ask(copied, x), expected, 0)
+        net.load_state_dict(Net().state_dict())
 
 
 @every
@@ -280,19 +368,46 @@ def test_captums_wrappers_can_wrap_it(case):
     method = case.bind(Net())
     assert method.attribute.__wrapped__ is not method.attribute
     assert "".join(method.get_name().split()) == type(method).__name__
-    assert repr(method) == f"{type(method).__name__}(Net)"
-    assert "additional_forward_args" in inspect.signature(method.attribute).parameters
+    assert case.takes("additional_forward_args")
+    with pytest.raises(NotImplementedError, match=f"attribute_future is not implemented for {type(method).__name__}"):
+        method.attribute_future(*inputs_of(Net()))
+
+
+def test_captums_noise_tunnel_wraps_it():
+    net, (x,) = Net(), inputs_of(Net())
+    options = {"nt_samples": 4, "nt_samples_batch_size": 2, "stdevs": 0.1, "target": 1, "n_steps": 9}
+    found = []
+    for method in (IntegratedGradients(net), captum.attr.IntegratedGradients(net)):
+        torch.manual_seed(5)
+        found.append(captum.attr.NoiseTunnel(method).attribute(x, return_convergence_delta=True, **options))
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, rtol=0, atol=1e-7)  # captum's weights are float32
+
+
+@every
+def test_says_what_it_is(case):
+    net = Net()
+    name, layer = (
+        type(case.bind(net)).__name__,
+        ", layer" if "layer" in inspect.signature(case.method).parameters else "",
+    )
+    if case.over is None:
+        assert repr(case.bind(net)) == f"{name}(Net{layer})"
+    else:
+        assert repr(case.bind(net)) == f"{name}({case.over.bind(net)!r})"
 
 
 @every
 def test_a_target_that_does_not_fit_is_an_assertion_error_too(case):
+    if case.target is None:
+        pytest.skip("there is none")
     for bad in (7, [0, 1], torch.tensor([0.5]), None) if not case.neuron else (7, (0, 1)):
-        if bad is None and case.method.__name__ == "FeatureAblation":
-            continue  # several numbers per example are several maps there
+        if bad is None and not case.meets("one"):
+            continue
         with pytest.raises(TargetError) as caught:
             case(Net(), *inputs_of(Net()), bad)
         assert isinstance(caught.value, AssertionError) and isinstance(caught.value, ValueError)
 
 
 def test_the_list_is_the_room():
-    assert len(CASES) >= 6 and IntegratedGradients in [c.method for c in CASES]
+    assert {c.method for c in CASES} == set(METHODS) and IntegratedGradients in METHODS

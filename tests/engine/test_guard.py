@@ -4,19 +4,22 @@ Asked of every public method: a new attribution or attack is found by its class 
 """
 
 import functools
-import inspect
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, BrokenBarrierError
 
 import numpy as np
 import pytest
 import torch
+from attribution_cases import CASES
 from models import Busy
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.testing import assert_close
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-import robustx.attribution
 from robustx.attacks import ATTACKS, FGSM, MinParamPerturbation, make
-from robustx.attribution import Attribution
+from robustx.attribution import IntegratedGradients
 from robustx.counterfactual import Guided
 from robustx.engine import ModelError, untouched
 from robustx.engine.guard import modules_of
@@ -24,17 +27,9 @@ from robustx.engine.guard import modules_of
 QUICK = {"pgd": {"steps": 2, "restarts": 2}, "bisection": {"steps": 2, "rounds": 2}}  # others run as they are
 
 
-def attributed(cls, delta=False):
-    """Calls an attribution with what its signature asks for."""
-
-    def way(model, x):
-        at = [model.first] if "layer" in inspect.signature(cls).parameters else []
-        bound = cls(model, *at)
-        what = {"neuron_selector": 1} if "neuron_selector" in inspect.signature(bound.attribute).parameters else {}
-        a = bound.attribute(x, **(what or {"target": 1}))
-        return bound.compute_convergence_delta(a, torch.zeros_like(x), x, target=1) if delta else a
-
-    return way
+def gap(model, x):
+    method = IntegratedGradients(model)
+    return method.compute_convergence_delta(method.attribute(x, target=1), torch.zeros_like(x), x, target=1)
 
 
 def attacked(name):
@@ -50,9 +45,7 @@ def searched(model, x):
     )[0]
 
 
-CLASSES = [c for c in vars(robustx.attribution).values() if inspect.isclass(c) and issubclass(c, Attribution)]
-WAYS = {c.__name__: attributed(c) for c in CLASSES if not inspect.isabstract(c)}
-WAYS |= {f"{n}, delta": attributed(getattr(robustx.attribution, n), True) for n in ("IntegratedGradients",)}
+WAYS = {str(case): case for case in CASES} | {"delta": gap}
 WAYS |= {f"{name}.run": attacked(name) for name in ATTACKS}
 WAYS |= {
     "fgsm.perturb": lambda model, x: make("fgsm", model).perturb(x, 0.3, torch.tensor([0, 1])),
@@ -72,7 +65,7 @@ def busy(fails=None):
     model.norm.train().eval()
     model.head.train()  # harmless, and not to be tidied up
     model.act.register_forward_hook(lambda *_: None)
-    return model, torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    return model, torch.randn(2, 1, 5, dtype=torch.float64, requires_grad=True)
 
 
 def state(model, x):
@@ -86,7 +79,8 @@ def state(model, x):
         hooked = [list(v) for k, v in vars(m).items() if k.endswith("_hooks")]
         listed.append((n, type(m), m.training, hooked, list(m._buffers), list(m._modules)))
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
-    return [*listed, *modes, random.getstate(), np.random.get_state()[1:3], torch.get_rng_state().tolist()]
+    inside = _get_current_function_mode_stack(), _get_current_dispatch_mode_stack()
+    return [*listed, *modes, *inside, random.getstate(), np.random.get_state()[1:3], torch.get_rng_state().tolist()]
 
 
 def assert_same(before, after):
@@ -117,6 +111,38 @@ def test_nothing_is_left_behind_by_a_failure_in_any_pass(way):
         with pytest.raises(ModelError, match="the model breaks down"):
             way(model, x)
         assert_same(before, state(model, x))
+
+
+class Meeting:
+    """Two threads wait for one another in the middle of each pass, as long as both are on their way."""
+
+    def __init__(self, model):
+        self.barrier = Barrier(2)
+        model.first.register_forward_hook(self.meet)
+
+    def meet(self, *_):
+        try:
+            self.barrier.wait(0.5)
+        except BrokenBarrierError:  # the other one is through
+            return
+
+
+@pytest.mark.parametrize("beside", ["itself", "another"])
+@pytest.mark.parametrize("i", range(len(WAYS)), ids=list(WAYS))
+def test_two_threads_use_one_model(i, beside):
+    ways = list(WAYS.values())
+    one, other = ways[i], ways[i if beside == "itself" else i - 1]
+    model, x = busy()
+    y = torch.randn_like(x)
+    alone = one(busy()[0], x), other(busy()[0], y)
+    Meeting(model)
+    before = state(model, x)
+    with ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(one, model, x), threads.submit(other, model, y)]
+        found = [f.result() for f in found]
+    assert_same(before, state(model, x))
+    for f, a in zip(found, alone, strict=True):
+        assert_close(f, a, atol=0, rtol=0)
 
 
 @every
