@@ -191,6 +191,8 @@ class Ruled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = name_of(func), kwargs or {}
+        if name in HOOKS:
+            return func(*args, **kwargs)
         if name in self.parts:
             func, args, kwargs, into = _pure(func, args, kwargs)
             with self:
@@ -252,6 +254,9 @@ def known(out: Any) -> None:
         seen |= new
         todo += new
 
+
+HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
+"""What a model may ask of its tensors that is no operation."""
 
 _ALIASES = {
     "true_divide": "div",

@@ -410,6 +410,30 @@ def test_dtypes(method, dtype):
     assert_close(found.double(), expected, rtol=0, atol=50 * torch.finfo(dtype).eps * expected.abs().max().item())
 
 
+class Listening(nn.Module):
+    """Hooks a tensor on its way, as explanations that are built into a model do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 4).double(), []
+
+    def forward(self, x):
+        hidden = self.layer(x)
+        if hidden.requires_grad:
+            hidden.register_hook(self.seen.append)
+            hidden.retain_grad()
+        return hidden.relu()
+
+
+@inputs
+def test_models_may_hook_their_tensors(method):
+    torch.manual_seed(0)
+    model, x = Listening(), torch.randn(2, 3).double()
+    attributions = method(model).attribute(x, 1)
+    assert attributions.any()
+    assert_close(attributions, model.seen[0] @ model.layer.weight)
+
+
 @every
 def test_leaves_no_trace(method):
     """On the model, on what it computes next, or after it broke."""
