@@ -429,7 +429,7 @@ class Listening(nn.Module):
 def test_models_may_hook_their_tensors(method):
     torch.manual_seed(0)
     model, x = Listening(), torch.randn(2, 3).double()
-    attributions = method(model).attribute(x, 1)
+    attributions = method(model).attribute(x, lambda out: out.sum(1))
     assert attributions.any()
     assert_close(attributions, model.seen[0] @ model.layer.weight)
 
