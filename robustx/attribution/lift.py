@@ -13,7 +13,7 @@ from ..engine.guard import guarded
 from ..engine.memory import out_of_memory
 from ..engine.packing import Tensors, times
 from ..engine.probe import Probe
-from ..engine.rules import Again, Op, Ruled, RuleError, Rules, known, tensors_in
+from ..engine.rules import Again, Op, Ruled, RuleError, Rules, known, resort, tensors_in
 from ..engine.sites import Input, Layer
 from ..perturb.references import distribution, given_by, through
 from .base import GradientAttribution, LayerAttribution, NeuronAttribution, only_unused, rise
@@ -272,9 +272,7 @@ class DeepLift(GradientAttribution):
         self._set(multiply_by_inputs, eps, otherwise)
 
     def _set(self, multiply: bool, eps: float = 1e-10, otherwise: str = "error") -> None:
-        if otherwise not in ("error", "gradient"):
-            raise ValueError(f"otherwise must be 'error' or 'gradient', got {otherwise!r}")
-        self._multiply, self.eps, self.otherwise = multiply, eps, otherwise
+        self._multiply, self.eps, self.otherwise = multiply, eps, resort(otherwise)
 
     @property
     def multiplies_by_inputs(self) -> bool:

@@ -103,7 +103,7 @@ class _Passing(torch.autograd.Function):
     """An operation's output, with a rule for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, rule: Rule, op: Op, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, rule: Rule, op: Op, *moving: Tensor | None) -> Any:
         ctx.rule, ctx.op = rule, op
         out = op(*op.tensors)
         if isinstance(out, Tensor):
@@ -138,9 +138,8 @@ class Ruled(TorchFunctionMode):
         otherwise: str = "gradient",
     ) -> None:
         super().__init__()
-        if otherwise not in ("error", "gradient"):
-            raise ValueError(f"otherwise must be 'error' or 'gradient', got {otherwise!r}")
-        self.rules, self.joint, self.parts, self.plain, self.otherwise = rules, joint, parts or {}, plain, otherwise
+        self.rules, self.joint, self.parts, self.plain = rules, joint, parts or {}, plain
+        self.otherwise = resort(otherwise)
         self.seen = 0
         self.owners: list[Any] = []
         self._open: list[Any] = []
@@ -198,7 +197,6 @@ class Ruled(TorchFunctionMode):
             with self:
                 return _into(into, self.parts[name](*args, **kwargs))
         if name in self.rules:
-            args, kwargs = _cut((args, kwargs))
             out = self._ruled(name, func, args, kwargs)
             self.ran(name, (args, kwargs), out)
             return out
@@ -223,20 +221,33 @@ class Ruled(TorchFunctionMode):
     def _ruled(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         found = tuple(tensors_in((args, kwargs)))
         tensors = tuple(t for t in found if t.is_floating_point())
-        needs = tuple(t.requires_grad for t in tensors)
+        needs = tuple(t.requires_grad and not t.is_leaf for t in tensors)
         order, self.seen = self.seen, self.seen + 1
         if sum(needs) <= (name in self.joint):
             self.passed(name, order, found)
+            args, kwargs = _cut((args, kwargs))
             return func(*args, **kwargs)
         func, args, kwargs, into = _pure(func, args, kwargs)
-        kept = tuple(t.detach().clone() if n else t for t, n in zip(tensors, needs, strict=True))
+        kept = tuple(t.detach() if isinstance(t, nn.Parameter) else t.detach().clone() for t in tensors)
         args, kwargs = _replaced((args, kwargs), kept)
         op = Op(name, func, args, kwargs, kept, needs, order, self.owners[-1] if self.owners else None)
         self.met(op)
-        out = _Passing.apply(self.rules[name], op, *tensors)
+        moving = (t if n else None for t, n in zip(tensors, needs, strict=True))
+        out = _Passing.apply(self.rules[name], op, *moving)
         if isinstance(out, tuple):
             out = getattr(torch.return_types, name, tuple)(out)  # such as out.values
         return _into(into, out)
+
+
+def resort(otherwise: str) -> str:
+    """What holds for operations that nothing is said about.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if otherwise not in ("error", "gradient"):
+        raise ValueError(f"otherwise must be 'error' or 'gradient', got {otherwise!r}")
+    return otherwise
 
 
 def known(out: Any) -> None:
