@@ -14,7 +14,7 @@ from ..engine.guard import guarded, modules_of
 from ..engine.operations import CHOICES, ELEMENTWISE, LINEAR, MOVES, PARTS, POOLS, PRODUCTS, SWITCHES, norms
 from ..engine.packing import row_sums, times
 from ..engine.probe import Local, Probe
-from ..engine.rules import Again, Back, Op, Rule, Ruled, RuleError, Rules, known, name_of
+from ..engine.rules import Again, Back, Op, Rule, Ruled, RuleError, Rules, known, name_of, resort
 from ..engine.sites import Layer, Together
 from .base import GradientAttribution, LayerAttribution
 from .lrp_rules import EpsilonRule, FreeRule, IdentityRule, Map, PropagationRule, steady
@@ -192,7 +192,7 @@ class Passing(Ruled):
         if op.name == "batch_norm" and before and op.owner in (None, before[0].op.owner):
             before[0].norm, self.behind[op.order] = op, before[0]
         if op.owner is not None and op.name in AFFINE and sum(op.needs) == 1:
-            enters = next(t for t in given if t.requires_grad)
+            enters = next(t for t in given if t.requires_grad and not t.is_leaf)
             self.maps[op.order] = self._leaving[id(out)] = Passage(op, enters, out)
             if self.told is not None:
                 self.told(op)
@@ -284,6 +284,11 @@ class Relevance(Rules):
             out = run()
         if self.otherwise == "error":
             known(out)
+        if not any(t.requires_grad for t in tree_leaves(out) if isinstance(t, Tensor)):
+            raise RuleError(
+                "no relevance comes back from what is explained: it rests on a softmax alone, which is held still "
+                "(explain the logits before it), or on what passed a detach, a rounding to integers, argmax or no_grad"
+            )
         return out
 
     def backward(self, slope: Callable[..., Tensor], here: Tensor, rows: Tensor) -> Tensor:
@@ -349,7 +354,7 @@ class LRP(GradientAttribution):
         self._set(rules, otherwise)
 
     def _set(self, rules: Mapping[Kind, PropagationRule] | None, otherwise: str) -> None:
-        self.rules, self.otherwise = dict(rules or {}), otherwise
+        self.rules, self.otherwise = dict(rules or {}), resort(otherwise)
         self._owners()  # so that mistakes show at once
 
     @property
