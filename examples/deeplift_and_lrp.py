@@ -1,10 +1,10 @@
-"""DeepLIFT: contributions of differences from a reference, which add up through every operation of a network.
+"""DeepLIFT and LRP: a logit handed back through every operation of a network, so that what arrives adds up.
 
     python examples/deeplift_and_lrp.py
     python examples/deeplift_and_lrp.py --model digits-robust --rows 3,10,40
 
-Integrated gradients need many passes to add up to the rise; DeepLIFT needs one, and is exact. Printed is what each
-method's attributions miss.
+DeepLIFT hands back the logit's rise from a reference, LRP the logit itself, by a rule for each layer. One pass each way
+does it, where integrated gradients need many. Printed is what the attributions add up to, and what they miss.
 """
 
 import argparse
@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from robustx import zoo
-from robustx.attribution import DeepLift, DeepLiftShap, IntegratedGradients
+from robustx.attribution import (
+    LRP,
+    DeepLift,
+    DeepLiftShap,
+    EpsilonRule,
+    GammaRule,
+    IntegratedGradients,
+)
 from robustx.plot import TIGHT, attribution_maps
 
 
@@ -39,9 +46,16 @@ def main() -> None:
     maps: dict[str, Tensor] = {}
     missed: dict[str, Tensor] = {}
     asks = {"target": answers, "return_convergence_delta": True}
-    maps["integrated gradients"], missed["integrated gradients"] = IntegratedGradients(model).attribute(x, **asks)
+    maps["IG"], missed["IG"] = IntegratedGradients(model).attribute(x, **asks)
     maps["DeepLIFT"], missed["DeepLIFT"] = DeepLift(model).attribute(x, **asks)
     maps["DeepLIFT SHAP"], missed["DeepLIFT SHAP"] = DeepLiftShap(model).attribute(x, train, **asks)
+
+    # Without rules LRP is input times gradient in a network of ReLUs. The usual ones: in lower layers what speaks for
+    # a unit counts more, in upper layers epsilon absorbs what is weak. What is missed went to the biases. (If black
+    # pixels are to have a share too, ZBoxRule(*data.bounds) is the first layer's rule.)
+    rules = {"conv*": GammaRule(0.25), "fc*": EpsilonRule(0.25)}
+    maps["LRP, no rules"], missed["LRP, no rules"] = LRP(model).attribute(x, **asks)
+    maps["LRP, composite"], missed["LRP, composite"] = LRP(model, rules).attribute(x, **asks)
 
     for name, a in maps.items():
         sums = " ".join(f"{v:6.2f}" for v in a.flatten(1).sum(1).tolist())

@@ -1,4 +1,4 @@
-"""Which tokens does a transformer look at, and which matter: rollout, relevance and Grad-CAM over tokens.
+"""Which tokens does a transformer look at, and which matter: rollout, relevance, AttnLRP, Grad-CAM.
 
     python examples/transformers.py
     python examples/transformers.py --rows 3,10,40 --epochs 30
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robustx import zoo
 from robustx.attribution import (
     AttentionRollout,
+    AttnLRP,
     IntegratedGradients,
     LayerAttribution,
     LayerGradCam,
@@ -89,7 +90,9 @@ def main() -> None:
             "relevance": TransformerRelevance(model).attribute(x, target, grid=True),
             "Grad-CAM": LayerGradCam(model, last, **tokens).attribute(x, target),
             "HiResCAM": LayerHiResCam(model, last, **tokens).attribute(x, target),
-            "integrated gradients": F.avg_pool2d(IntegratedGradients(model).attribute(x, target=target), 2) * 4,
+            # at the pixels, added up over patches
+            "AttnLRP": 4 * F.avg_pool2d(AttnLRP(model).attribute(x, target), 2),
+            "IG": 4 * F.avg_pool2d(IntegratedGradients(model).attribute(x, target=target), 2),
         }
 
     print("\nfour of sixteen patches erased, the logit of the answer falls by, on average over 100 digits")
