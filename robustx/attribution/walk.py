@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.checks import whole
+from ..engine.checks import ArgumentError, whole
 from ..engine.guard import guarded
 from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Probe
@@ -61,10 +61,10 @@ def blurred(max_sigma: float = 50.0) -> Path:
     of the way: most of a picture changes where the blur is narrow, and what is integrated does not depend on the pace.
 
     Raises:
-        ValueError: ``max_sigma`` is no positive number.
+        ArgumentError: ``max_sigma`` is no positive number.
     """
     if not 0 < max_sigma < inf:
-        raise ValueError(f"max_sigma must be a positive number of pixels, got {max_sigma!r}")
+        raise ArgumentError(f"max_sigma must be a positive number of pixels, got {max_sigma!r}")
 
     def walk(f: Probe, steps: int) -> Iterator[Node]:
         scales = [ScaleSpace(t.to(f.packing.dtype)) for t in f.here]
@@ -143,18 +143,18 @@ def guided(reference: Reference, fraction: float = 0.25, max_dist: float = 0.02,
         anchors: points of the straight way, evenly spaced, that the path has to pass.
 
     Raises:
-        ValueError: an argument is out of its range, or (asked with a probe) there are fewer steps than stretches
+        ArgumentError: an argument is out of its range, or (asked with a probe) there are fewer steps than stretches
             between anchors.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
+        raise ArgumentError(f"fraction must be above 0 and at most 1, got {fraction!r}")
     if not 0 <= max_dist <= 1:
-        raise ValueError(f"max_dist must be between 0 (the straight way) and 1, got {max_dist!r}")
+        raise ArgumentError(f"max_dist must be between 0 (the straight way) and 1, got {max_dist!r}")
     whole("anchors", anchors, 0)
 
     def walk(f: Probe, steps: int) -> Iterator[Node]:
         if anchors >= steps:
-            raise ValueError(f"{anchors} anchors need at least {anchors + 1} steps, got n_steps={steps}")
+            raise ArgumentError(f"{anchors} anchors need at least {anchors + 1} steps, got n_steps={steps}")
         if isinstance(f.of, Each) and f.examples:
             yield from _side_by_side([walk(f.to(of=one), steps) for one in f.of.apart(f.score.shape[1])])
             return
@@ -462,7 +462,8 @@ class BlurIG(GradientAttribution):
 
     def __init__(self, forward_func: Callable[..., Any], max_sigma: float = 50.0) -> None:
         super().__init__(forward_func)
-        self._path = blurred(max_sigma)
+        blurred(max_sigma)  # raises for what is no width
+        self.max_sigma = max_sigma
 
     @property
     def multiplies_by_inputs(self) -> bool:
@@ -491,5 +492,5 @@ class BlurIG(GradientAttribution):
             n_steps: steps of the path; one gradient more for each example.
         """
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size)
-        parts, delta = _with_delta(f, *path_integral(f, self._path, whole("n_steps", n_steps, 1)))
+        parts, delta = _with_delta(f, *path_integral(f, blurred(self.max_sigma), whole("n_steps", n_steps, 1)))
         return (door.out(parts), delta) if return_convergence_delta else door.out(parts)

@@ -30,13 +30,13 @@ class Pair(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.a, self.b, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
-        self.layer = nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)))
+        self.layer, self.next = nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3))), nn.Identity()
         self.scale = scale
         self.double()
 
     def forward(self, a, b, more=0.0, *, shift=0.0):
         here = self.layer(torch.tanh(self.a(a.flatten(1))) * torch.tanh(self.b(b.flatten(1))) * (1 + more))
-        return self.head(attended(here)) * self.scale + shift
+        return self.head(attended(self.next(here))) * self.scale + shift
 
 
 class Net(nn.Module):
@@ -48,11 +48,11 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.first, self.head = nn.Linear(12, 8), nn.Linear(6, 4)
-        self.layer = nn.Sequential(nn.Linear(8, 6), nn.Unflatten(1, (2, 3, 1)))
+        self.layer, self.next = nn.Sequential(nn.Linear(8, 6), nn.Unflatten(1, (2, 3, 1))), nn.Identity()
         self.double().to(dtype)
 
     def forward(self, x):
-        return self.head(attended(self.layer(torch.tanh(self.first(x[..., :2].flatten(1))))))
+        return self.head(attended(self.next(self.layer(torch.tanh(self.first(x[..., :2].flatten(1)))))))
 
 
 def unit(here):
@@ -95,7 +95,7 @@ class Case:
     def bind(self, model):
         if self.over is not None:
             return self.method(self.over.bind(model))
-        return self.method(model, *([model.layer] if "layer" in signature(self.method).parameters else []))
+        return self.method(model, *([model.layer] if self.layered else []))
 
     def __call__(self, model, inputs, target=..., **options):
         return self.ask(self.bind(model), inputs, target, **options)
@@ -114,6 +114,11 @@ class Case:
 
     def meets(self, law):
         return law not in self.lacks
+
+    @property
+    def layered(self):
+        """Whether it is made with a layer of the model."""
+        return "layer" in signature(self.method).parameters
 
     @property
     def target(self):
@@ -176,6 +181,8 @@ KEPT = {
     "complete": "it keeps the score itself, less what biases take",
     "gradient": "it says in its own words what no relevance passes",
 }
+OWN_PATH = {"linear": "each score has a path of its own", "idle": "what the model does not use moves first"}
+SQUARES = {"linear": "squares of gradients share out what happens"}
 
 TABLE = [
     Case(
@@ -187,6 +194,12 @@ TABLE = [
     Case(attribution.IntegratedGradients, exact={}, coarse=ROUGH),
     Case(attribution.LayerIntegratedGradients, exact={}, coarse=ROUGH),
     Case(attribution.NeuronIntegratedGradients, exact={}),
+    *(
+        Case(m, exact={"n_steps": 300}, within=1e-3, coarse={"n_steps": 1}, lacks=OWN_PATH)
+        for m in (attribution.GuidedIG, attribution.LayerGuidedIG)
+    ),
+    *(Case(m, exact={"n_steps": 3}, lacks=SQUARES) for m in (attribution.IDGI, attribution.LayerIDGI)),
+    Case(attribution.BlurIG, lacks={"complete": "it starts from its own inputs, blurred"}),
     Case(attribution.GradientShap, DRAWN | {"stdevs": 0.1}, coarse={"stdevs": 0.0}, lacks={"complete": MEAN}),
     Case(attribution.LayerGradientShap, DRAWN | {"stdevs": 0.1}, coarse={"stdevs": 0.0}, lacks={"complete": MEAN}),
     Case(attribution.NeuronGradientShap, DRAWN | {"stdevs": 0.1}),

@@ -147,7 +147,7 @@ def test_what_the_model_does_not_use_gets_nothing(case):
     assert (found[..., 2] == 0).all() and found[..., :2].abs().sum() > 0
     whole, idle = case(Idle(), (x, x.flip(0)))
     assert whole.abs().sum() > 0 and (idle == 0).all()
-    if not case.drawn:  # else draws are a function of all inputs
+    if not case.drawn and case.meets("idle"):  # else draws are a function of all inputs
         assert_same(whole, found)
 
 
