@@ -377,7 +377,8 @@ class Probe:
         if self.at.late and self.of.tap is None and self._detour.missing:
             try:
                 out = self.at.write(call, self._inputs(rows[:0]), at, rows)
-                if all(t.ndim and len(t) == len(rows) for t in tree_leaves(out) if isinstance(t, Tensor)):
+                seen = [t for t in tree_leaves(out) if t is not None]  # an object of the user's may hide tensors
+                if seen and all(isinstance(t, Tensor) and t.ndim and len(t) == len(rows) for t in seen):
                     return out
             except Exception as e:  # whatever a model says of no examples where it needs some
                 if out_of_memory(e):
