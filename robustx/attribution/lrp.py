@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..engine.guard import guarded, modules_of
 from ..engine.operations import CHOICES, ELEMENTWISE, LINEAR, MOVES, PARTS, POOLS, PRODUCTS, SWITCHES, norms
 from ..engine.packing import row_sums, times
 from ..engine.probe import Local, Probe
-from ..engine.rules import Again, Back, Op, Rule, Ruled, RuleError, Rules, known, name_of, resort
+from ..engine.rules import Again, Back, Op, Rule, Ruled, RuleError, Rules, cut, known, resort, tensors_in
 from ..engine.sites import Layer, Together
 from .base import GradientAttribution, LayerAttribution
 from .lrp_rules import EpsilonRule, FreeRule, IdentityRule, Map, PropagationRule, steady
@@ -26,6 +25,7 @@ HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu", "abs"})  # f(x) = x f'(x
 POOLING = POOLS | {name for name in LINEAR if "pool" in name}
 BIASED = frozenset({"linear", *(name for name in PRODUCTS if name.startswith("conv") and name[-1] == "d")})
 AFFINE = BIASED | {"matmul", "mm", "bmm", "einsum", "tensordot"}
+OWNED = AFFINE | POOLING | {"batch_norm"}  # what a module's rule is for
 PLAIN = LINEAR | MOVES | PRODUCTS | POOLS | CHOICES | SWITCHES | HOMOGENEOUS | {"softmax"}
 
 
@@ -81,6 +81,11 @@ HELD: dict[str, Callable[..., Any]] = {**PARTS, **norms(Tensor.detach), "log_sof
 """Operations in parts, of which norms' deviations are held still."""
 
 
+def _value(op: Op) -> Tensor:
+    out = op(*op.tensors)
+    return out if isinstance(out, Tensor) else out[0]  # values come first
+
+
 def _only(op: Op, g: Tensor) -> Back:
     return tuple(g if n else None for n in op.needs)
 
@@ -104,6 +109,7 @@ class Passage:
     op: Op
     enters: Tensor
     leaves: Tensor
+    version: int  # of what leaves, before anything writes over it
     uses: int = 0  # operations that look at what leaves
     norm: Op | None = None  # a batch norm that does
     freed: list[Tensor] = field(default_factory=list)  # relevance of what enters, for a free rule
@@ -130,7 +136,8 @@ class Passage:
 
         if self.folded is not None:
             weight, bias = fold(op, self.folded, weight, bias)
-        return Map(op.tensors[i], weight, bias, run, op.owner.module)
+        as_it_was = self.folded is None and self.leaves._version == self.version
+        return Map(op.tensors[i], weight, bias, run, op.owner.module, self.leaves.detach() if as_it_was else None)
 
 
 def fold(op: Op, norm: Op, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -153,20 +160,20 @@ class Passing(Ruled):
     """The mode of one pass: the rules of operations, and of modules for the affine maps within them."""
 
     def __init__(
-        self, owned: bool, free: bool, softmax: bool, otherwise: str, told: Callable[[Op], None] | None
+        self, owned: bool, free: bool, softmax: bool, otherwise: str, told: Callable[[str], None] | None
     ) -> None:
         rules: dict[str, Rule] = dict.fromkeys(ELEMENTWISE if free else ELEMENTWISE - HOMOGENEOUS, passed)
         rules |= dict.fromkeys(PRODUCTS, halved) | {"div": quotient}
         joint = PRODUCTS
         if owned:
-            rules |= dict.fromkeys(AFFINE | POOLING | {"batch_norm"}, self._owned)
+            rules |= dict.fromkeys(OWNED, self._owned)
             joint = joint - AFFINE
         if free:
             rules |= dict.fromkeys(LINEAR - rules.keys(), by_gradient)
             rules, joint = {name: partial(self._either, rule) for name, rule in rules.items()}, frozenset()
         parts = HELD if softmax else {**HELD, "softmax": _held_softmax}
         super().__init__(rules, joint, parts, PLAIN, otherwise)
-        self.owned, self.told = owned, told
+        self.owned, self.free, self.told = owned, free, told
         self.maps: dict[int, Passage] = {}  # by the operation's place in the pass
         self.behind: dict[int, Passage] = {}  # maps by the place of the batch norm behind them
         self.freeing = False
@@ -176,27 +183,49 @@ class Passing(Ruled):
     def met(self, op: Op) -> None:
         self._op = op
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.owned:
-            return super().__torch_function__(func, types, args, kwargs)
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        self._op = None
-        out = super().__torch_function__(func, types, args, kwargs)
+    def _ruled(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Only what a rule changes passes by it; an epsilon, where it is all, is put on what comes out."""
+        if self.free or name not in OWNED:
+            return super()._ruled(name, func, args, kwargs)
+        given = list(tensors_in((args, kwargs)))
+        owner: Owner | None = self.owners[-1] if self.owners else None
+        folds = name == "batch_norm" and any(id(t) in self._leaving for t in given)
+        steadied = owner is not None and (type(owner.rule) is EpsilonRule or name not in AFFINE)
+        steadied = steadied and not isinstance(owner.rule if owner else None, IdentityRule)
+        several = sum(t.requires_grad and not t.is_leaf for t in given) > 1
+        if folds or several or not (owner is None or steadied):
+            return super()._ruled(name, func, args, kwargs)
+        args, kwargs = cut((args, kwargs))
+        return self._steadied(func(*args, **kwargs), name, owner)
+
+    def _steadied(self, out: Any, name: str, owner: Owner | None) -> Any:
+        """What comes out, of whose sums near zero relevance loses what epsilon takes."""
+        y = out if isinstance(out, Tensor) else out[0]
+        if owner is not None and y.requires_grad:
+            share = y.detach() / steady(y.detach(), owner.rule.STABILITY_FACTOR)
+            y.register_hook(lambda g: g * share)
+            self._tell(owner, name)
+        return out
+
+    def ran(self, name: str, arguments: Any, out: Any) -> None:
         op, self._op = self._op, None
+        given = list(tensors_in(arguments)) if self.owned else []
         before = [self._leaving[id(t)] for t in given if id(t) in self._leaving]
-        if before and any(t.requires_grad for t in tree_leaves(out) if isinstance(t, Tensor)):
+        if before and any(t.requires_grad for t in tensors_in(out)):
             for passage in before:
                 passage.uses += 1
-        if op is None or op.name != name_of(func) or op.order in self.maps:
-            return out
-        if op.name == "batch_norm" and before and op.owner in (None, before[0].op.owner):
+        if op is None:
+            return
+        if name == "batch_norm" and before and op.owner in (None, before[0].op.owner):
             before[0].norm, self.behind[op.order] = op, before[0]
-        if op.owner is not None and op.name in AFFINE and sum(op.needs) == 1:
+        if op.owner is not None and name in AFFINE and sum(op.needs) == 1:
             enters = next(t for t in given if t.requires_grad and not t.is_leaf)
-            self.maps[op.order] = self._leaving[id(out)] = Passage(op, enters, out)
-            if self.told is not None:
-                self.told(op)
-        return out
+            self.maps[op.order] = self._leaving[id(out)] = Passage(op, enters, out, out._version)
+            self._tell(op.owner, name)
+
+    def _tell(self, owner: Owner, name: str) -> None:
+        if self.told is not None:
+            self.told(f"Applied {owner.rule} on layer {owner.name}: {name}")
 
     def _owned(self, op: Op, g: Tensor) -> Back:
         """The rule of the module that an operation belongs to."""
@@ -209,8 +238,7 @@ class Passing(Ruled):
             return op.pull_back(g)
         rule: PropagationRule = op.owner.rule
         if op.order not in self.maps:  # a pool, or a batch norm by itself, whose weights no rule changes
-            y = op(*op.tensors)
-            y = y if isinstance(y, Tensor) else y[0]
+            y = _value(op)
             if isinstance(rule, IdentityRule):
                 return _only(op, rule.handed_on(op.tensors[op.needs.index(True)], y, g))
             return op.pull_back(g * y / steady(y, rule.STABILITY_FACTOR))
@@ -227,8 +255,7 @@ class Passing(Ruled):
         free = op.order in self.maps and isinstance(op.owner.rule, FreeRule)
         if not self.freeing or free:
             return rule(op, g)
-        y = op(*op.tensors)
-        y = y if isinstance(y, Tensor) else y[0]
+        y = _value(op)
         if sum(op.needs) == 1 and op.name not in AFFINE and y.shape == op.tensors[op.needs.index(True)].shape:
             return _only(op, g)
         if op.name in POOLS:
@@ -263,7 +290,7 @@ class Relevance(Rules):
         owners: the modules that have a rule.
         softmax: pass it by its gradient instead of holding it still.
         otherwise: see :class:`robustx.engine.rules.Ruled`.
-        told: called with each operation that a module's rule is used for.
+        told: called with a line for each operation that a module's rule is used for.
     """
 
     def __init__(
@@ -272,7 +299,7 @@ class Relevance(Rules):
         owners: Mapping[nn.Module, Owner],
         softmax: bool = False,
         otherwise: str = "error",
-        told: Callable[[Op], None] | None = None,
+        told: Callable[[str], None] | None = None,
     ) -> None:
         self.model, self.owners, self.softmax, self.otherwise, self.told = model, owners, softmax, otherwise, told
         self._mode: Passing | None = None
@@ -284,7 +311,7 @@ class Relevance(Rules):
             out = run()
         if self.otherwise == "error":
             known(out)
-        if not any(t.requires_grad for t in tree_leaves(out) if isinstance(t, Tensor)):
+        if not any(t.requires_grad for t in tensors_in(out)):
             raise RuleError(
                 "no relevance comes back from what is explained: it rests on a softmax alone, which is held still "
                 "(explain the logits before it), or on what passed a detach, a rounding to integers, argmax or no_grad"
@@ -397,8 +424,7 @@ class LRP(GradientAttribution):
         return output - row_sums(parts, output.ndim)
 
     def _passed(self, f: Probe, verbose: bool) -> Local:
-        told = (lambda op: print(f"Applied {op.owner.rule} on layer {op.owner.name}: {op.name}")) if verbose else None
-        rules = Relevance(self.forward_func, self._owners(), self.softmax, self.otherwise, told)
+        rules = Relevance(self.forward_func, self._owners(), self.softmax, self.otherwise, print if verbose else None)
         return f.to(rules=rules).local()
 
     def _owners(self) -> dict[nn.Module, Owner]:

@@ -29,6 +29,7 @@ class Map:
         weight, bias: of the map.
         run: ``run(x, weight, bias)`` does it again.
         module: that the rule was set for.
+        out: what came out, where that is known.
     """
 
     x: Tensor
@@ -36,11 +37,12 @@ class Map:
     bias: Tensor | None
     run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     module: nn.Module
+    out: Tensor | None = None
 
     @cached_property
     def y(self) -> Tensor:
         """What comes out."""
-        return self.run(self.x, self.weight, self.bias)
+        return self.run(self.x, self.weight, self.bias) if self.out is None else self.out
 
     def shares(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None

@@ -207,7 +207,7 @@ class Ruled(TorchFunctionMode):
                     return _opened(func)(*args, **kwargs)
             finally:
                 self._open.pop()
-        args, kwargs = _cut((args, kwargs))
+        args, kwargs = cut((args, kwargs))
         out = func(*args, **kwargs)
         known = self.plain is None or name in self.plain or self.otherwise == "gradient"
         if not known and any(t.requires_grad for t in tensors_in(out)):
@@ -225,7 +225,7 @@ class Ruled(TorchFunctionMode):
         order, self.seen = self.seen, self.seen + 1
         if sum(needs) <= (name in self.joint):
             self.passed(name, order, found)
-            args, kwargs = _cut((args, kwargs))
+            args, kwargs = cut((args, kwargs))
             return func(*args, **kwargs)
         func, args, kwargs, into = _pure(func, args, kwargs)
         kept = tuple(t.detach() if isinstance(t, nn.Parameter) else t.detach().clone() for t in tensors)
@@ -358,7 +358,7 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return {k: _mapped(change, v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _cut(arguments: Any) -> Any:
+def cut(arguments: Any) -> Any:
     """Arguments whose parameters are constants."""
     return _mapped(lambda t: t.detach() if t.requires_grad and t.is_leaf else t, arguments)
 
