@@ -328,6 +328,8 @@ def _shown(slope: Tensor, x: Tensor, cam: Tensor, mode: str, i: int) -> Tensor:
     """The slope of input i under the map, resized; empty where it cannot be."""
     lead = slope.shape[: slope.ndim - x.ndim + 1]  # [B], or [B, T] for several scores
     shape, size = tuple(cam.shape[len(lead) + 1 :]), tuple(x.shape[2:])
+    if 0 in size:
+        return slope.to(x.dtype)
     if len(shape) != len(size) or len(size) not in MODES[mode]:
         warnings.warn(
             f"input {i} of shape {tuple(x.shape)} gets an empty tensor: a map of shape {shape} cannot be resized to "

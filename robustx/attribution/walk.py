@@ -99,7 +99,7 @@ class ScaleSpace:
     """
 
     def __init__(self, x: Tensor) -> None:
-        self.axes = range(min(2, x.ndim - 1), x.ndim) if x.ndim > 1 else range(0)
+        self.axes = range(min(2, x.ndim - 1), x.ndim) if x.ndim > 1 and x.numel() else range(0)
         self.waves = [_cosines(x.shape[axis]).to(x) for axis in self.axes]
         for axis, waves in zip(self.axes, self.waves, strict=True):
             x = _along(axis, x, waves)

@@ -55,6 +55,18 @@ def trained(layer):
     return model.train()
 
 
+class Counting(Net):
+    def forward(self, x):
+        return super().forward(x.double())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.at_input and c.meets("gradient")], ids=str)
+def test_integers_have_no_gradient(case):
+    with pytest.raises(TypeError) as caught:
+        case(Counting(), X.long())
+    told(caught.value, ["int64", "additional_forward_args"])
+
+
 TRAINED = {"dropout": (nn.Dropout(), "Dropout"), "batch norm": (nn.BatchNorm1d(8), "BatchNorm1d")}
 
 

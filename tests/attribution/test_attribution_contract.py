@@ -16,23 +16,19 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
-from robustx.attribution import IntegratedGradients
+from robustx.attribution import FeatureAblation, IntegratedGradients
 from robustx.engine import Each, TargetError
 
 
-def law(*names, **wants):
-    """The cases that have what is wanted, and do not lack what is named."""
-    cases = [c for c in CASES if all(map(c.meets, names)) and all(bool(getattr(c, k)) == v for k, v in wants.items())]
+def law(wanted=lambda case: True, *names):
+    """The cases that are wanted, and meet the laws that are named."""
+    cases = [c for c in CASES if wanted(c) and all(map(c.meets, names))]
     return pytest.mark.parametrize("case", cases, ids=str)
 
 
 every = law()
-targeted = pytest.mark.parametrize("case", [c for c in CASES if c.target == "target"], ids=str)
-linear = pytest.mark.parametrize("case", [c for c in CASES if c.target == "target" and c.meets("linear")], ids=str)
-with_baselines = pytest.mark.parametrize("case", [c for c in CASES if c.takes("baselines")], ids=str)
-with_deltas = pytest.mark.parametrize(
-    "case", [c for c in CASES if c.takes("return_convergence_delta") and c.takes("baselines")], ids=str
-)
+targeted = law(lambda c: c.target == "target")
+with_baselines = law(lambda c: c.takes("baselines") and not c.distribution)
 
 
 def assert_same(a, b, atol=1e-10):
@@ -92,6 +88,39 @@ def test_dicts_are_tuples_with_names(case):
     assert_same(named, same)
 
 
+class Widening(Pair):
+    """Its second input may be in a narrower dtype."""
+
+    def forward(self, a, b):
+        return super().forward(a, b.double())
+
+
+@law(lambda c: c.at_input)
+def test_each_input_keeps_its_dtype(case):
+    a, b = inputs_of(Pair())
+    found, exact = case(Widening(), (a, b.float())), case(Pair(), (a, b.float().double()))
+    narrow = torch.float32 if case.method is not FeatureAblation else torch.float64  # it is in the output's dtype
+    assert [f.dtype for f in found] == [torch.float64, narrow]
+    assert_same([f.double() for f in found], exact, 1e-6)
+
+
+class Spare(Pair):
+    """A third input without a single element."""
+
+    shapes = (*Pair.shapes, (1, 0))
+
+    def forward(self, a, b, empty):
+        return super().forward(a, b)
+
+
+@every
+def test_inputs_may_be_empty(case):
+    found = case(Spare(), inputs_of(Spare()))
+    if case.at_input:
+        assert found[2].shape == (5, 1, 0)
+    assert_same(found[:2] if case.at_input else found, case(Pair(), inputs_of(Pair())))
+
+
 # --- rows -------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +169,7 @@ class Idle(nn.Module):
         return self.net(x)
 
 
-@law(at_input=True)
+@law(lambda c: c.at_input)
 def test_what_the_model_does_not_use_gets_nothing(case):
     (x,) = inputs_of(Net())
     found = case(Net(), x)
@@ -151,7 +180,7 @@ def test_what_the_model_does_not_use_gets_nothing(case):
         assert_same(whole, found)
 
 
-@linear
+@law(lambda c: c.target == "target", "linear")
 def test_linear_in_the_score(case):
     pair, given = Pair(), inputs_of(Pair())
     one, other = parts(case(pair, given, 0)), parts(case(pair, given, 3))
@@ -208,14 +237,36 @@ def test_further_arguments(case):
         assert_same(case(pair, given), by_keyword)
 
 
+@law(lambda c: c.layered)
+def test_what_goes_into_a_layer_comes_out_of_the_one_before(case):
+    net, (x,) = Net(), inputs_of(Net())
+    before, behind = case.bind(net), case.method(net, net.next)
+    side = next(n for n in ("attribute_to_layer_input", "attribute_to_neuron_input") if case.takes(n))
+    assert_same(case.ask(behind, x, **{side: True}), case.ask(before, x), 0)
+
+
+@every
+def test_frozen_models_are_models_too(case):
+    net, (x,) = Net(), inputs_of(Net())
+    assert_same(case(net.requires_grad_(False), x), case(Net(), x), 0)
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+@law(lambda c: c.over is None)
+def test_the_model_may_be_replaced(case):
+    """As captum's own methods do with ``forward_func``; a layer that is named must be part of the new one."""
+    pair, given = Pair(), inputs_of(Pair())
+    method = copy.copy(case.bind(pair))
+    method.forward_func = lambda *args: pair(*args, more=0.5)
+    assert_same(case.ask(method, given), case(pair, given, additional_forward_kwargs={"more": 0.5}))
+
+
 # --- what it is compared with -----------------------------------------------------------------------------
 
 
 @with_baselines
 @pytest.mark.parametrize("form", ["zero", "one", "number", "row", "rows"])
 def test_forms_of_baselines(case, form):
-    if case.distribution:
-        pytest.skip("see below")
     net, (x,) = Net(), inputs_of(Net())
     row = torch.randn(1, 2, 3, 3, dtype=torch.float64)
     given, full = {
@@ -229,7 +280,7 @@ def test_forms_of_baselines(case, form):
     assert_same(case(net, (x,), baselines=(given,)), case(net, x, baselines=full))
 
 
-@law(distribution=True)
+@law(lambda c: c.distribution)
 def test_forms_of_distributions(case):
     """Tensors, or a function that makes them: of the inputs, in the form in which these came, or of nothing."""
     net, (x,), pair, (a, b) = Net(), inputs_of(Net()), Pair(), inputs_of(Pair())
@@ -248,10 +299,8 @@ def test_forms_of_distributions(case):
         assert_same(tree_leaves(again), tree_leaves(expected))
 
 
-@with_baselines
+@law(lambda c: c.takes("baselines"), "start")
 def test_nothing_happened_where_the_input_is_its_baseline(case):
-    if not case.meets("start"):
-        pytest.skip(case.lacks["start"])
     pair, given = Pair(), inputs_of(Pair(), 1 if case.distribution else 5)
     quiet = {"stdevs": 0.0} if "stdevs" in case.usual else {}
     found = parts(case(pair, given, baselines=given, **quiet))
@@ -266,7 +315,7 @@ def score(case, pair, given):
     return (seen[0] if case.neuron else out[:, 2]).detach()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.exact is not None], ids=str)
+@law(lambda c: c.exact is not None)
 def test_completeness(case):
     """Attributions add up to the score's rise from the baseline, or from the mean over several."""
     pair, given = Pair(), inputs_of(Pair())
@@ -283,7 +332,7 @@ def test_says_whether_it_adds_up(case):
     assert not says or case.exact is not None or not case.meets("complete")
 
 
-@with_deltas
+@law(lambda c: c.takes("baselines") and c.takes("return_convergence_delta"))
 def test_deltas_tell_what_is_missing(case):
     """Row by row, and for a dict too; of several samples of an example, in the mean."""
     pair, given = Pair(), inputs_of(Pair())
@@ -340,10 +389,8 @@ class Squares(nn.Module):
         return x.square().sum(1)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "layer" not in inspect.signature(c.method).parameters], ids=str)
+@law(lambda c: c.at_input and not c.layered and c.over is None)
 def test_a_plain_function_will_do(case):
-    if case.over is not None or not case.at_input:
-        pytest.skip("it needs a layer or attention, or is no method of its own")
     x = torch.randn(4, 3, dtype=torch.float64)
     assert_close(case(lambda x: x.square().sum(1), x, None), case(Squares(), x, None))
 
@@ -373,6 +420,23 @@ def test_captums_wrappers_can_wrap_it(case):
         method.attribute_future(*inputs_of(Net()))
 
 
+def parameters(function):
+    return [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+
+@law(lambda c: hasattr(captum.attr, c.method.__name__))
+def test_is_called_as_captums(case):
+    """The same arguments in the same places, with the same defaults; what is new has a default, or comes by keyword."""
+    theirs = getattr(captum.attr, case.method.__name__)
+    for name in ("__init__", "attribute"):
+        ours, old = parameters(getattr(case.method, name)), parameters(getattr(theirs, name))
+        assert [p.name for p in ours][: len(old)] == [p.name for p in old]
+        for p, q in zip(ours, old, strict=False):
+            assert p.kind in (q.kind, p.POSITIONAL_OR_KEYWORD)
+            assert q.default in (p.default, q.empty) or p.name == "perturbations_per_eval"  # ours fills the memory
+        assert all(p.default is not p.empty for p in ours[len(old) :])
+
+
 def test_captums_noise_tunnel_wraps_it():
     net, (x,) = Net(), inputs_of(Net())
     options = {"nt_samples": 4, "nt_samples_batch_size": 2, "stdevs": 0.1, "target": 1, "n_steps": 9}
@@ -387,20 +451,15 @@ def test_captums_noise_tunnel_wraps_it():
 @every
 def test_says_what_it_is(case):
     net = Net()
-    name, layer = (
-        type(case.bind(net)).__name__,
-        ", layer" if "layer" in inspect.signature(case.method).parameters else "",
-    )
+    name, layer = type(case.bind(net)).__name__, ", layer" if case.layered else ""
     if case.over is None:
         assert repr(case.bind(net)) == f"{name}(Net{layer})"
     else:
         assert repr(case.bind(net)) == f"{name}({case.over.bind(net)!r})"
 
 
-@every
+@law(lambda c: c.target is not None)
 def test_a_target_that_does_not_fit_is_an_assertion_error_too(case):
-    if case.target is None:
-        pytest.skip("there is none")
     for bad in (7, [0, 1], torch.tensor([0.5]), None) if not case.neuron else (7, (0, 1)):
         if bad is None and not case.meets("one"):
             continue
