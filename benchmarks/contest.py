@@ -48,16 +48,19 @@ def count(model: nn.Module, run: Run) -> tuple[Counter, Any]:
 
 
 def shares(first: Run, second: Run, rounds: int) -> list[float]:
-    """The first contestant's time as a share of the second's, round by round."""
-    found = []
-    for _ in range(rounds):
-        seconds = []
-        for run in (first, second):
-            start = time.perf_counter()
+    """The first contestant's time as a share of the second's, round by round.
+
+    Time of the processor, which does not count what else the machine does; runs of less than 50 ms are repeated.
+    """
+
+    def seconds(run: Run, times: int) -> float:
+        start = time.process_time()
+        for _ in range(times):
             run()
-            seconds.append(time.perf_counter() - start)
-        found.append(seconds[0] / seconds[1])
-    return found
+        return time.process_time() - start
+
+    times = max(1, int(0.05 / max(seconds(second, 1), 1e-4)))
+    return [seconds(first, times) / seconds(second, times) for _ in range(rounds)]
 
 
 def spread(values: Sequence[float]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..engine.checks import ArgumentError, whole
-from ..engine.guard import untouched
+from ..engine.guard import undrawn_on_error, untouched
 from ..engine.packing import Packing, Tensors, flat, times
 from ..engine.probe import Door, Probe, Query, by_name
 from ..engine.randomness import Noise, identities
@@ -31,12 +31,13 @@ BUDGET = 1 << 26  # bytes of noisy copies of the inputs that are held at once
 def drawing(method: Callable[P, R]) -> Callable[P, R]:
     """Runs a method that draws at random and guards only what it does with the model.
 
-    A guard around it would give the global generators back as they were, and the next call would draw the same.
+    A guard around it would give the global generators back as they were, and the next call would draw the same: so they
+    are given back only where the method fails.
     """
 
     @functools.wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), undrawn_on_error():
             return method(*args, **kwargs)
 
     return run
@@ -425,7 +426,10 @@ def _slopes(f: Probe, n: int, query: Query) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _way(f: Probe, starts: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
-    """From what stands where f stands for the starts, to what stands there for the ends [n, L]."""
+    """From what stands where f stands for the starts, to what stands there for the ends [n, L].
+
+    Inputs and references come again and again: of equal ones the model sees one.
+    """
     if isinstance(f.at, Input):
         return ends - starts
 
@@ -433,8 +437,12 @@ def _way(f: Probe, starts: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
         here = f.at.read(lambda _: f.model(*args, **kwargs), ())
         return Packing.of(here).pack(here)
 
-    both = f.to(model=read, of=Everything(), at=Input()).value(torch.cat([starts, ends]), rows.repeat(2))
-    return both[len(rows) :] - both[: len(rows)]
+    both, rows = torch.cat([starts, ends]), rows.repeat(2)
+    keys = torch.cat([both, rows[:, None].to(both)], 1) if f.follows else both
+    which = keys.unique(dim=0, return_inverse=True)[1]
+    one = torch.zeros_like(which[: which.max() + 1]).scatter_(0, which, torch.arange(len(which), device=which.device))
+    there = f.to(model=read, of=Everything(), at=Input()).value(both[one], rows[one])[which]
+    return there[len(starts) :] - there[: len(starts)]
 
 
 class RandomWays(GradientAttribution):
@@ -467,8 +475,6 @@ class RandomWays(GradientAttribution):
                     "LayerIntegratedGradients, which walks at a layer, such as the embedding of token ids, or pass it "
                     "as additional_forward_args"
                 )
-        with untouched(self.forward_func):
-            f.packing  # noqa: B018  # a model that does not fit is refused before anything is drawn
         return distribution(given_by(baselines, inputs), f, together)
 
     def _mean(

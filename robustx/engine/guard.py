@@ -114,6 +114,19 @@ def _give_back(kept: _Kept) -> None:
                 of[0].copy_(of[1])
 
 
+@contextmanager
+def undrawn_on_error() -> Iterator[None]:
+    """Gives the global random state back as it was if what is done meanwhile fails."""
+    with _LOCK:
+        kept = _keep([])
+    try:
+        yield
+    except BaseException:
+        with _LOCK:
+            _give_back(kept)
+        raise
+
+
 def guarded(method: Callable[P, R]) -> Callable[P, R]:
     """Runs a method of an object with a ``forward_func`` under :func:`untouched`."""
 

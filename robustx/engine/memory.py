@@ -15,7 +15,8 @@ from .checks import ArgumentError
 
 T = TypeVar("T")
 
-PILOT = 8  # rows of the first pass, which is weighed
+PILOT = 8, 64  # rows of the first pass, which is weighed: fewest and most
+PILOT_BYTES = 3 << 17  # and what its inputs weigh at most in between; networks make some hundred times as much of them
 MOST = 16_384  # rows that go at once however light they are
 CPU_BUDGET = 1 << 27  # bytes; fixed, so that a run does not depend on what else the machine does, and near the caches
 
@@ -24,9 +25,10 @@ CPU_BUDGET = 1 << 27  # bytes; fixed, so that a run does not depend on what else
 class Pace:
     """Splits queries into batches that fit the memory budget; halves them when memory runs out.
 
-    The first batch of each kind of work has at most 8 rows and is weighed: the bytes of everything that is made in
-    it, from the query to the gradient, bound what is held at once. Later batches fill the budget. What is decided
-    depends on the model, the shapes and the device's size alone, never on what is free just now.
+    The first batch of each kind of work has 8 rows, or up to 64 of small inputs, and is weighed: the bytes of
+    everything that is made in it, from the query to the gradient, bound what is held at once. Later batches fill
+    the budget. What is decided depends on the model, the shapes and the device's size alone, never on what is free
+    just now.
 
     Args:
         limit: most rows in one pass (``internal_batch_size`` and ``perturbations_per_eval`` arrive here).
@@ -44,16 +46,19 @@ class Pace:
             )
 
     def batches(
-        self, n: int, device: torch.device, work: Callable[[slice], T], kind: Hashable = None
+        self, n: int, device: torch.device, work: Callable[[slice], T], kind: Hashable = None, size: int = PILOT_BYTES
     ) -> Iterator[tuple[slice, T]]:
         """``work`` done on consecutive slices of ``range(n)``, in order. Work of one ``kind`` is equally heavy.
+
+        Args:
+            size: bytes of an example's inputs.
 
         Raises:
             MemoryError: a single row does not fit.
         """
-        start = 0
+        start, pilot = 0, min(max(PILOT[0], PILOT_BYTES // max(size, 1)), PILOT[1])
         while start < n:
-            rows = min(self._rows.get(kind, PILOT), self.limit or n, n - start)
+            rows = min(self._rows.get(kind, pilot), self.limit or n, n - start)
             part = slice(start, start + rows)
             weigh = kind not in self._rows and rows < n
             result, short = self._attempt(work, part, device, kind, weigh)

@@ -1,10 +1,11 @@
 """The gradient engine: a model, seen as one number per row of what stands at one site."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from math import prod
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from .rules import Rules
 from .scores import Everything, Output, OutputError, Score
 from .sites import Call, Input, Seen, Site
 
+T = TypeVar("T")
 Query = Callable[[slice], tuple[Tensor | None, Tensor]]
 """Some of many queries: a slice of them -> (z [n, D], rows [n]); without z, the examples as they are."""
 
@@ -129,8 +131,7 @@ class Probe:
             return self._batched(self.at.read(counted, self._inputs(rows)), rows)
 
         def read(rows: Tensor) -> list[Tensors]:
-            work = self.pace.batches(len(rows), self.device, lambda part: look(rows[part]), "read")
-            return [here for _, here in work]
+            return [here for _, here in self._batches(len(rows), lambda part: look(rows[part]), "read")]
 
         parts = read(self.everyone) or [look(self.everyone)]
         # As many rows as examples may be chance (the state of an LSTM), but not for two numbers of them.
@@ -201,7 +202,7 @@ class Probe:
             self._count(rows)
             return value
 
-        return self.pace.batches(n, self.device, work, ("value", self._kind))
+        return self._batches(n, work, ("value", self._kind))
 
     def grads(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Scores and gradients of ``n`` queries, batch by batch.
@@ -223,7 +224,7 @@ class Probe:
             self._count(rows, backward=1 if pull.ndim == 1 else pull.shape[1])
             return value.detach(), g if self.strict else g.nan_to_num()
 
-        for part, (value, g) in self.pace.batches(n, self.device, work, ("grad", self._kind)):
+        for part, (value, g) in self._batches(n, work, ("grad", self._kind)):
             yield part, value, g
 
     def local(self) -> Local:
@@ -257,7 +258,8 @@ class Probe:
 
         if not n:
             yield work(slice(0, 0))
-        for _, local in self.pace.batches(n, self.device, work, ("local", self.at)):
+        for _, local in self._batches(n, work, ("local", self.at)):
+            self.__dict__.setdefault("packing", local.packing)  # so that nobody has to read the site for its shapes
             yield local
 
     def _followed(self, inputs: Tensors, rows: Tensor) -> tuple[Tensors, Tensor, Tensor]:
@@ -320,7 +322,7 @@ class Probe:
             values = torch.stack([self._checked(s.value(out, r), r).detach() for s in scores], 1)
             return values, g if self.strict else g.nan_to_num()
 
-        parts = [p for _, p in self.pace.batches(len(rows), self.device, work, ("jacobian", self._kind))]
+        parts = [p for _, p in self._batches(len(rows), work, ("jacobian", self._kind))]
         if not parts:
             return z.new_zeros(0, len(scores)), z.new_zeros(0, len(scores), z.shape[1])
         return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
@@ -332,6 +334,10 @@ class Probe:
             out = self._run(self._call(rows), z, rows)
         self._count(rows)
         return out
+
+    def _batches(self, n: int, work: Callable[[slice], T], kind: Hashable) -> Iterator[tuple[slice, T]]:
+        size = sum(prod(t.shape[1:]) * t.element_size() for t in self.inputs)
+        return self.pace.batches(n, self.device, work, kind, size)
 
     @property
     def _kind(self) -> tuple[type, int]:

@@ -42,14 +42,14 @@ def test_batches_shrink_when_memory_runs_out(error, most):
     assert f.meter.forward.tolist() == f.meter.backward.tolist() == [1] * 100  # what failed is not counted
     f.model.passes.clear()
     assert_close(f.value(x), value)
-    assert len(f.model.passes) <= 2 * (100 // min(most, PILOT // 2) + 1)  # what was learnt is kept
+    assert len(f.model.passes) <= 2 * (100 // min(most, PILOT[1] // 2) + 1)  # what was learnt is kept
 
 
 def test_memory_that_runs_out_later():
     """The pilot fits, and what is derived from it does not."""
     f, x = asked(1000, model=Weighed(300))
     assert_close(f.grad(x)[1], expected(f, x))
-    assert f.model.passes[0] == PILOT and 150 < max(f.model.passes) <= 300
+    assert f.model.passes[0] == PILOT[1] and 150 < max(f.model.passes) <= 300
     assert f.meter.forward.tolist() == [1] * 1000
 
 
@@ -77,7 +77,7 @@ def test_never_more_rows_than_the_limit(limit):
     f, x = asked(pace=Pace(limit))
     assert_close(f.grad(x)[1], expected(f, x))
     assert max(f.model.passes) <= limit and sum(f.model.passes) == 100
-    if limit <= PILOT:
+    if limit <= PILOT[1]:
         assert len(f.model.passes) == -(-100 // limit)
 
 
@@ -91,10 +91,19 @@ def test_the_budget_is_kept(budget):
     f, x = asked(2000, pace=Pace(budget=budget))
     f.value(x)
     pilot, *passes = f.model.passes
-    assert pilot == PILOT and sum(passes) == 2000 - PILOT
+    assert pilot == PILOT[1] and sum(passes) == 2000 - PILOT[1]
     assert all(made_by_forward(f.model, rows) <= budget or rows == 1 for rows in passes)
     if made_by_forward(f.model, 2) < budget < made_by_forward(f.model, 1000):
         assert made_by_forward(f.model, max(passes)) > budget / 3  # and is used
+
+
+@pytest.mark.parametrize("d, dtype, rows", [(5, torch.float64, 64), (2048, torch.float32, 48), (99_999, torch.half, 8)])
+def test_the_first_pass_has_fewer_rows_of_large_inputs(d, dtype, rows):
+    """Not the site: what stands there need not be what is large."""
+    passes = []
+    f = Probe(lambda x: passes.append(len(x)) or x[:, 0].float(), (torch.zeros(100, d, dtype=dtype),))
+    f.score  # noqa: B018
+    assert passes[0] == rows
 
 
 def test_a_gradient_is_given_less_than_a_value():
@@ -126,7 +135,7 @@ def test_what_is_weighed_does_not_depend_on_the_number_of_examples():
 def test_without_a_budget_light_rows_go_by_thousands():
     f, x = asked(2 * MOST)
     f.value(x)
-    assert f.model.passes == [PILOT, MOST, MOST - PILOT]
+    assert f.model.passes == [PILOT[1], MOST, MOST - PILOT[1]]
 
 
 def test_what_is_decided_does_not_depend_on_chance():
