@@ -1,4 +1,4 @@
-"""Gradients, noise and paths: eight answers to the question which pixels speak for a digit.
+"""Gradients, noise and paths: nine answers to the question which pixels speak for a digit.
 
     python examples/gradients_and_paths.py
     python examples/gradients_and_paths.py --model digits-robust --rows 3,10,40
@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from robustx import zoo
-from robustx.attribution import ExpectedGradients, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
+from robustx.attribution import (
+    IDGI,
+    BlurIG,
+    ExpectedGradients,
+    GuidedIG,
+    InputXGradient,
+    IntegratedGradients,
+    NoiseTunnel,
+    Saliency,
+)
 from robustx.plot import TIGHT, attribution_maps
 
 
@@ -45,8 +54,14 @@ def main() -> None:
 
     # Paths: gradients added up on the way from a baseline, here no ink at all. They add up to the rise on the way.
     ig = IntegratedGradients(model)
-    maps["integrated gradients"] = ig.attribute(x, target=answers)
+    maps["IG"] = ig.attribute(x, target=answers)
     maps["smoothed IG"] = NoiseTunnel(ig).attribute(x, target=answers, **noise)
+
+    # Other paths: around what the model has not learnt to use; from a blurred picture to the sharp one. And another
+    # way to share out what happens on the straight one: by where the gradient points.
+    maps["guided IG"] = GuidedIG(model).attribute(x, target=answers)
+    maps["blur IG"] = BlurIG(model, max_sigma=8).attribute(x, target=answers)
+    maps["IDGI"] = IDGI(model).attribute(x, target=answers)
 
     # No single baseline: the training images are the baselines, and the rise counts from their mean logit.
     maps["expected gradients"] = ExpectedGradients(model).attribute(x, train, n_samples=300, target=answers)
