@@ -228,7 +228,7 @@ MOVES = {  # and what is linear
     "unfold": lambda x: x.unfold(-1, 3, 1),
     "F.unfold": lambda x: F.unfold(x[:, None], 3),
     "scatter": lambda x: torch.zeros_like(x).scatter(1, torch.arange(4).flip(0)[:, None].expand_as(x), x),
-    "index_put": lambda x: x.index_put((torch.tensor([0]),), torch.zeros((), dtype=x.dtype)),
+    "index_put": lambda x: x.index_put((torch.arange(len(x)), torch.tensor(0)), torch.zeros((), dtype=x.dtype)),
     "cumsum": lambda x: x.cumsum(1),
     "flip": lambda x: x.flip(1),
     "repeat": lambda x: x.repeat(1, 2, 1),
