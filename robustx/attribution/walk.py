@@ -129,11 +129,11 @@ def _along(axis: int, x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def guided(reference: Reference, fraction: float = 0.25, max_dist: float = 0.02, anchors: int = 0) -> Path:
-    """From the reference to the examples, in every step along the elements that matter least just there.
+    """From the reference to the examples, in every step along the elements whose gradients are least just there.
 
-    Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), section 4: what lies on the straight way by
-    chance, and has steep gradients the model never learnt to use, is gone around. Each step takes an equal part of the
-    L1 distance. Every element goes from its reference to the example without turning back.
+    Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), section 4: steep gradients that lie on the
+    straight way by chance are noise in what is gathered there. Each step takes an equal part of the L1 distance, and
+    every element goes from its reference to the example without turning back.
 
     Args:
         reference: where the path starts.
@@ -348,7 +348,7 @@ def _with_delta(f: Probe, attributions: Tensor, risen: Tensor) -> tuple[Tensors,
 
 
 class GuidedIG(AlongPath):
-    """Integrated gradients along a path that goes around what the model has not learnt to use.
+    """Integrated gradients along a path that goes around steep gradients where it can.
 
     Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), arXiv 2106.09788; see :func:`guided` for the
     path and its arguments. Laws: attributions add up to the score's rise from the baseline as steps get shorter, and

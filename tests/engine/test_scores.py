@@ -7,7 +7,7 @@ from models import InPlaceCNN, NotANumber, Pair, Recurrent, Reused, linear, mlp
 from torch import nn
 from torch.testing import assert_close
 
-from robustx.engine import Everything, Input, Layer, Neuron, Output, OutputError, Probe, Score, TargetError
+from robustx.engine import Each, Everything, Input, Layer, Neuron, Output, OutputError, Probe, Score, TargetError
 from robustx.engine.scores import one_each
 
 B, S = 4, slice(None)
@@ -66,6 +66,35 @@ def test_slices_and_functions_beyond_captum():
     assert_close(Probe(model, (x,), Output((slice(1, 2), 0))).score, out[:, 1, 0])
     assert_close(Probe(model, (x,), Output(lambda o: o.square().sum((1, 2)))).score, out.square().sum((1, 2)))
     assert_close(Probe(Pair(), (x,), Output(lambda o: o[1][:, 2])).score, x[:, 2])
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        Output(lambda o: o.square().sum(1)),
+        Output(1),
+        Output([0, 2, 1, 1]),
+        Each([lambda o: o.exp()[:, 0], 2, [0, 2, 1, 1]]),
+        Each(),
+        Neuron(Layer(nn.Identity()), lambda h: h.prod(1)),
+        Neuron(Layer(nn.Identity()), 1),
+    ],
+)
+def test_functions_may_be_made_before_the_value_is_read(score):
+    rows = torch.arange(4)
+    out = torch.randn(4, 3, dtype=torch.float64)
+    out = (out,) if isinstance(score, Neuron) else out
+    made = score.made(out)
+    assert_close(score.value(made, rows), score.value(out, rows), rtol=0, atol=0)
+
+
+def test_several_scores_one_by_one():
+    x = torch.randn(3, 5, dtype=torch.float64)
+    f = Probe(linear(), (x,), Each())
+    for score in (Each(), Each([2, lambda o: o[:, 1], [0, 1, 2]])):
+        together = f.to(of=score).score
+        alone = [f.to(of=one).score for one in score.apart(together.shape[1])]
+        assert_close(torch.stack(alone, 1), together, rtol=0, atol=0)
 
 
 def test_everything_keeps_the_shape():
