@@ -27,8 +27,8 @@ class Pace:
 
     The first batch of each kind of work has 8 rows, or up to 64 of small inputs, and is weighed: the bytes of
     everything that is made in it, from the query to the gradient, bound what is held at once. Later batches fill
-    the budget. What is decided depends on the model, the shapes and the device's size alone, never on what is free
-    just now.
+    the budget, all of them as evenly as can be. What is decided depends on the model, the shapes and the device's size
+    alone, never on what is free just now.
 
     Args:
         limit: most rows in one pass (``internal_batch_size`` and ``perturbations_per_eval`` arrive here).
@@ -58,7 +58,8 @@ class Pace:
         """
         start, pilot = 0, min(max(PILOT[0], PILOT_BYTES // max(size, 1)), PILOT[1])
         while start < n:
-            rows = min(self._rows.get(kind, pilot), self.limit or n, n - start)
+            most, left = min(self._rows.get(kind, pilot), self.limit or n), n - start
+            rows = -(-left // -(-left // most)) if kind in self._rows else min(most, left)  # no small one is left over
             part = slice(start, start + rows)
             weigh = kind not in self._rows and rows < n
             result, short = self._attempt(work, part, device, kind, weigh)

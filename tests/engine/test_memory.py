@@ -135,7 +135,16 @@ def test_what_is_weighed_does_not_depend_on_the_number_of_examples():
 def test_without_a_budget_light_rows_go_by_thousands():
     f, x = asked(2 * MOST)
     f.value(x)
-    assert f.model.passes == [PILOT[1], MOST, MOST - PILOT[1]]
+    assert f.model.passes == [PILOT[1], *[MOST - PILOT[1] // 2] * 2]
+
+
+@pytest.mark.parametrize("n", range(1, 30))
+def test_no_small_batch_is_left_over(n):
+    """It would cost more than its share."""
+    rows = [part.stop - part.start for part, _ in Pace(9).batches(n, CPU, lambda part: None)]
+    first, *later = rows
+    assert first == min(n, 8) and len(later) == -(-(n - first) // 9)
+    assert not later or max(later) - min(later) <= 1
 
 
 def test_what_is_decided_does_not_depend_on_chance():
