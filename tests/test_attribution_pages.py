@@ -76,6 +76,18 @@ def test_the_table_of_costs_is_read():
     assert len(COSTS) > 15
 
 
+def test_every_module_has_its_section():
+    told = re.findall(r"automodule:: ([\w.]+)", (DOCS / "attribution.md").read_text())
+    room = Path(attribution.__file__).parent
+    assert {f"robustx.attribution.{p.stem}" for p in room.glob("*.py") if p.stem != "__init__"} <= set(told)
+
+
+@pytest.mark.parametrize("picture", sorted((DOCS / "pictures").glob("*.png")), ids=lambda p: p.stem)
+def test_pictures_are_small_and_shown(picture):
+    assert picture.stat().st_size < 100_000
+    assert any(f"pictures/{picture.name}" in page.read_text() for page in DOCS.glob("*.md"))
+
+
 # --- Captum's names ---------------------------------------------------------------------------------------
 
 LINES = cells("captum.md", "Line by line")
