@@ -5,7 +5,7 @@ import functools
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
 from typing import Any, ParamSpec, TypeVar
@@ -125,6 +125,31 @@ def undrawn_on_error() -> Iterator[None]:
         with _LOCK:
             _give_back(kept)
         raise
+
+
+class Shared:
+    """A setting of the whole process that threads may change at once: the first does, and the last gives it back.
+
+    Args:
+        change: changes it where it is entered.
+    """
+
+    def __init__(self, change: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.change, self.count, self.lock, self.held = change, 0, Lock(), ExitStack()
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        with self.lock:
+            if not self.count:
+                self.held.enter_context(self.change())
+            self.count += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.count -= 1
+                if not self.count:
+                    self.held.close()
 
 
 def guarded(method: Callable[P, R]) -> Callable[P, R]:

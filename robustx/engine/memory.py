@@ -1,9 +1,8 @@
 """Memory: how many rows go through the model at once."""
 
 import sys
-import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .checks import ArgumentError
+from .guard import Shared
 
 T = TypeVar("T")
 
@@ -98,38 +98,12 @@ def _budget(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else CPU_BUDGET
 
 
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Compiled models run uncompiled meanwhile, where there can be any: what is fused is neither weighed nor watched.
-
-    The compiler has one stance for all threads: the first that asks changes it, and the last gives it back.
-    """
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with _EAGER.lock:
-        if not _EAGER.count:
-            _EAGER.stance = torch.compiler.set_stance("force_eager")
-        _EAGER.count += 1
-    try:
-        yield
-    finally:
-        with _EAGER.lock:
-            _EAGER.count -= 1
-            if not _EAGER.count:
-                _EAGER.stance.__exit__(None, None, None)
+_EAGER = Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 
-@dataclass
-class _Eager:
-    """How many ask for uncompiled models just now, and what gives the compiler's stance back."""
-
-    lock: Any = field(default_factory=threading.Lock)
-    count: int = 0
-    stance: Any = None
-
-
-_EAGER = _Eager()
+def eagerly() -> AbstractContextManager[None]:
+    """Compiled models run uncompiled meanwhile, if there can be any: what is fused is neither weighed nor watched."""
+    return _EAGER.on() if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _Scales(TorchDispatchMode):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .checks import ArgumentError, ArgumentTypeError
-from .guard import modules_of, ordinary
+from .guard import Shared, modules_of, ordinary
 from .memory import Pace, out_of_memory
 from .packing import Packing, Tensors, flat
 from .rules import Rules
@@ -20,6 +20,8 @@ from .scores import Everything, Output, OutputError, Score
 from .sites import Call, Input, Seen, Site
 
 T = TypeVar("T")
+_NO_CUDNN = Shared(lambda: torch.backends.cudnn.flags(enabled=False))
+
 Query = Callable[[slice], tuple[Tensor | None, Tensor]]
 """Some of many queries: a slice of them -> (z [n, D], rows [n]); without z, the examples as they are."""
 
@@ -428,7 +430,7 @@ class Probe:
         """cuDNN's recurrent layers have gradients in train mode only; PyTorch's own have them in any."""
         on_gpu = self.device.type == "cuda" and torch.is_grad_enabled()
         if on_gpu and any(isinstance(m, nn.RNNBase) for whole in modules_of(self.model) for m in whole.modules()):
-            return torch.backends.cudnn.flags(enabled=False)
+            return _NO_CUDNN.on()
         return nullcontext()
 
     def _explain(self, inputs: Tensors, e: RuntimeError) -> str:

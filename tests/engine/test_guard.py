@@ -6,7 +6,8 @@ Asked of every public method: a new attribution or attack is found by its class 
 import functools
 import random
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, BrokenBarrierError
+from contextlib import contextmanager
+from threading import Barrier, BrokenBarrierError, Event
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from robustx.attacks import ATTACKS, FGSM, MinParamPerturbation, make
 from robustx.attribution import IntegratedGradients
 from robustx.counterfactual import Guided
 from robustx.engine import ModelError, untouched
-from robustx.engine.guard import modules_of
+from robustx.engine.guard import Shared, modules_of
 
 QUICK = {"pgd": {"steps": 2, "restarts": 2}, "bisection": {"steps": 2, "rounds": 2}}  # others run as they are
 
@@ -163,6 +164,37 @@ def test_train_mode_is_refused_before_anything_happens(way):
     with pytest.raises(ValueError, match=r"model is in train mode: BatchNorm1d 'norm'.*call model.eval\(\) first"):
         way(model, x)
     assert_same(before, state(model, x))
+
+
+# ---- what the whole process shares
+
+
+def test_a_setting_stays_while_any_thread_needs_it():
+    setting, seen, met, left = [], [], Barrier(2), Event()
+
+    @contextmanager
+    def change():
+        setting.append("changed")
+        yield
+        setting.pop()
+
+    shared = Shared(change)
+
+    def use(stays):
+        with shared.on():
+            met.wait(10)
+            if stays:
+                left.wait(10)
+            seen.append(list(setting))
+        left.set()
+
+    with ThreadPoolExecutor(2) as threads:
+        for f in [threads.submit(use, stays) for stays in (True, False)]:
+            f.result()
+    assert seen == [["changed"], ["changed"]] and setting == []
+    with pytest.raises(KeyError), shared.on():
+        raise KeyError
+    assert setting == [] and shared.count == 0
 
 
 # ---- which modules are refused
