@@ -219,7 +219,8 @@ def _side_by_side(walks: Sequence[Iterator[Node]]) -> Iterator[Node]:
 def path_integral(f: Probe, path: Path, steps: int) -> tuple[Tensor, Tensor]:
     """Gradient times way along a path, by the trapezoid rule, and the score's rise from its start to its end.
 
-    The attributions [B, D] ([B, T, D]) add up to the rise [B] ([B, T]) as steps get shorter.
+    The attributions [B, D] ([B, T, D]) add up to the rise [B] ([B, T]) as steps get shorter, on a smooth path with the
+    square of a step. (The papers take each step's first gradient alone.)
     """
     total = at = grad = f.point.new_zeros(0, f.point.shape[1])
     risen = f.point.new_zeros(0)
