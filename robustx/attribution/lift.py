@@ -53,8 +53,11 @@ class Lift(Rules):
         self.sums: list[Tensor] = []  # of the contributions [n, S], a batch after the other
         self._whole = isinstance(f.at, Input) and otherwise == "error"  # no way leads around the site
         self._ops: dict[int, Op] = {}
+        self._seen = 0  # operations with a rule, of which some do not depend on the site
         self._fixed: Fixed = {}
         self._there: dict[int, Tensors] = {}
+        self._axes: dict[int, list[int | None]] = {}  # of the references' tensors, where they ran by themselves
+        self._odd: str | None = None  # why what was recorded of references does not fit the inputs
         self._now = 0
 
     def forward(self, run: Callable[[], Any], again: Again, rows: Tensor) -> Any:
@@ -63,6 +66,7 @@ class Lift(Rules):
         mode.ops, mode.fixed = self._ops, self._fixed
         with mode.over(self.model):
             out = run()
+        self._seen = mode.seen
         if self.otherwise == "error":
             known(out)
         return out
@@ -112,38 +116,40 @@ class Lift(Rules):
         mode.ops, mode.tensors, mode.fixed = self._ops, {}, self._fixed if self._whole else {}
         with torch.no_grad(), mode.over(self.model):
             there = self._again(references, rows)
-        if mode.tensors.keys() != self._ops.keys():
-            raise RuleError("the model takes another way for the baseline than for the input: its operations differ")
-        if mode.moved and not self.alone:
-            raise RuleError(
+        self._there, self._axes = mode.tensors, {}
+        if mode.seen != self._seen or mode.tensors.keys() != self._ops.keys():
+            self._odd = "the model takes another way for the baseline than for the input: its operations differ"
+        elif mode.moved:
+            self._odd = (
                 f"{mode.moved[0]!r} is given numbers that differ between input and baseline, and that no gradient "
                 "reaches (a comparison, a rounding, an index, a detach); write them with operations that have one, or "
                 "leave them as they are with otherwise='gradient'"
             )
-        self._there, self._moved = mode.tensors, mode.moved
+        else:
+            self._odd = None
+        if self._odd and not self.alone:
+            raise RuleError(self._odd)
         return there
 
     def _apart(self, k: int, n: int) -> bool:
-        """Whether the references can be told apart in every tensor of theirs."""
-        if self._moved:  # or has one number for each row
+        """Whether the references, run by themselves, can be told apart in every tensor of theirs: along which axes."""
+        if self._odd:  # it may be the number of rows that differs
             return False
         for order, op in self._ops.items():
+            self._axes[order] = []
             for t, t0 in zip(op.all_tensors, self._there[order], strict=True):
-                if t.ndim != t0.ndim or len(_differing(t, t0)) > 1:
+                axes = _differing(t, t0) if t.ndim == t0.ndim else []
+                if t.ndim != t0.ndim or len(axes) > 1 or any((t.shape[d], t0.shape[d]) != (n, k) for d in axes):
                     return False
-                if any((t.shape[d], t0.shape[d]) != (n, k) for d in _differing(t, t0)):
-                    return False
+                self._axes[order].append(axes[0] if axes else None)
         return True
 
     def _at(self, op: Op) -> Tensors:
         """The operation's tensors for the reference that is looked at now."""
-        there = self._there[op.order]
-        if not self.alone:
+        there, axes = self._there[op.order], self._axes.get(op.order)
+        if axes is None:
             return there
-        return tuple(
-            t0.narrow(d[0], self._now, 1) if (d := _differing(t, t0)) else t0
-            for t, t0 in zip(op.all_tensors, there, strict=True)
-        )
+        return tuple(t if d is None else t.narrow(d, self._now, 1) for t, d in zip(there, axes, strict=True))
 
     def _mode(self, kind: type[Any]) -> Any:
         return ruled(self.rules, self.otherwise, kind)

@@ -542,12 +542,17 @@ def across(x):
     return torch.softmax(x.permute(1, 2, 0), 1).square().sum((0, 1))
 
 
+def one_by_one(x):
+    """As many operations as examples."""
+    return torch.stack([torch.tanh(row).sum() for row in x])
+
+
 def squares(x):
     """[B, B] would be the batch with itself; here [B, 4, 4] is each example with itself."""
     return F.softmax(x @ x.mT, -1).max(-1).values.sum(1)
 
 
-ROOMS = {"in rows": in_rows, "across": across, "squares": squares}
+ROOMS = {"in rows": in_rows, "across": across, "squares": squares, "one by one": one_by_one}
 
 
 @pytest.mark.parametrize("name", ROOMS)
