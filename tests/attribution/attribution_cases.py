@@ -55,6 +55,22 @@ class Net(nn.Module):
         return self.head(attended(self.next(self.layer(torch.tanh(self.first(x[..., :2].flatten(1)))))))
 
 
+class FlatPair(Pair):
+    """With a layer [B, 6]."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.layer, self.next = self.layer
+
+
+class FlatNet(Net):
+    """With a layer [B, 6]."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.layer, self.next = self.layer
+
+
 def unit(here):
     """Neuron 2 of either model's layer."""
     return here.flatten(1)[:, 2]

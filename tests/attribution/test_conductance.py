@@ -7,7 +7,7 @@ from itertools import pairwise
 import captum.attr
 import pytest
 import torch
-from attribution_cases import Pair
+from attribution_cases import FlatPair as Pair
 from hypothesis import given
 from hypothesis import strategies as st
 from models import Nested, Reused, Weighed, mlp

@@ -5,8 +5,8 @@ import inspect
 import captum.attr
 import pytest
 import torch
-from attribution_cases import Net as Shaped
-from attribution_cases import Pair as ShapedPair
+from attribution_cases import FlatNet as Net
+from attribution_cases import FlatPair as Pair
 from attribution_cases import inputs_of, parts
 from models import InPlaceCNN, Nested, Reused
 from test_captum_parity import CNN, INNER, MLP, PLAIN, Maps, Tokens, Two, assert_same, built, given
@@ -31,22 +31,6 @@ named = {"ids": lambda v: getattr(v, "__name__", None)}
 every = pytest.mark.parametrize("method", METHODS, **named)
 models = pytest.mark.parametrize("model", [MLP, CNN, Two], **named)
 sides = pytest.mark.parametrize("to_input", [False, True])
-
-
-class Net(Shaped):
-    """Its layer is [B, 6]."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.layer, self.next = self.layer
-
-
-class Pair(ShapedPair):
-    """Its layer is [B, 6]."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.layer, self.next = self.layer
 
 
 def case(model):
