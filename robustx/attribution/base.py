@@ -166,11 +166,12 @@ class LayerAttribution(Attribution):
         device_ids: list[int] | None = None,
     ) -> None:
         Attribution.__init__(self, forward_func)
-        layers = [_layer(v) for v in (layer if isinstance(layer, list | tuple) else [layer])]
-        self.layer = layers if isinstance(layer, list | tuple) else layers[0]
+        self.layer: Any = list(layer) if isinstance(layer, list | tuple) else layer
+        self.device_ids = device_ids
+        self._layers()  # refuses what is no layer
 
     def _layers(self) -> list[Layer]:
-        return self.layer if isinstance(self.layer, list) else [self.layer]
+        return [_layer(v) for v in (self.layer if isinstance(self.layer, list) else [self.layer])]
 
     def _site(self, of_input: bool = False) -> Site:
         sided = tuple(replace(v, side="input") if of_input else v for v in self._layers())
@@ -202,16 +203,18 @@ def _layer(layer: Any) -> Layer:
 class NeuronAttribution(LayerAttribution):
     """The same method for a neuron's value: the score is read off a layer, the site stays the input."""
 
-    layer: Layer
-
     def has_convergence_delta(self) -> bool:
         return False
+
+    def _layers(self) -> list[Layer]:
+        return [_layer(self.layer)]
 
     def _site(self, of_input: bool = False) -> Site:
         return Input()
 
     def _neuron(self, selector: Any, of_input: bool) -> Neuron:
-        return Neuron(replace(self.layer, side="input") if of_input else self.layer, selector)
+        (layer,) = self._layers()
+        return Neuron(replace(layer, side="input") if of_input else layer, selector)
 
 
 def only_unused(grad_kwargs: Mapping[str, Any] | None) -> None:

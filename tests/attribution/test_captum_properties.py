@@ -1,0 +1,268 @@
+"""Whatever is asked, in whatever form, the captum package in the same run answers the same, to 1e-4."""
+
+import inspect
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from robustx import attribution
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # captum's advice
+
+
+class Net(nn.Module):
+    """Its last axes: classes [B, 4], maps [B, 3, 2], a column [B, 1] or one number each [B].
+
+    Activations are modules, used once and apart from one another, and nothing is multiplied: what captum sees. The
+    layer is linear, since captum's DeepLIFT leaves out a layer whose input is asked about.
+    """
+
+    def __init__(self, ends):
+        super().__init__()
+        self.ends, self.head = ends, nn.Linear(6, {"classes": 4, "maps": 6, "column": 1, "one": 1}[ends])
+
+    def end(self, hidden, more, scale):
+        out = self.head(hidden if more is None else hidden + more) * scale
+        return {"maps": lambda: out.unflatten(1, (3, 2)), "one": lambda: out[:, 0]}.get(self.ends, lambda: out)()
+
+
+class MLP(Net):
+    """[B, 5]; the layer is [B, 6]."""
+
+    shapes = ((5,),)
+
+    def __init__(self, ends):
+        super().__init__(ends)
+        self.first, self.relu, self.layer, self.act = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh()
+
+    def forward(self, x, more=None, scale=1.0):
+        return self.end(self.act(self.layer(self.relu(self.first(x)))), more, scale)
+
+
+class CNN(Net):
+    """[B, 2, 6, 6]; the layer is [B, 3, 4, 4]."""
+
+    shapes = ((2, 6, 6),)
+
+    def __init__(self, ends):
+        super().__init__(ends)
+        self.layer, self.pool, self.second, self.act = nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Linear(12, 6), nn.ReLU()
+
+    def forward(self, x, more=None, scale=1.0):
+        return self.end(self.act(self.second(self.pool(self.layer(x)).flatten(1))), more, scale)
+
+
+class Two(Net):
+    """[B, 5] and [B, 2, 3]; the layer is [B, 6]."""
+
+    shapes = ((5,), (2, 3))
+
+    def __init__(self, ends):
+        super().__init__(ends)
+        self.sides = nn.ModuleList([nn.Linear(5, 6), nn.Linear(6, 6)])
+        self.sigmoid, self.layer, self.act = nn.Sigmoid(), nn.Linear(6, 6), nn.ELU()
+
+    def forward(self, a, b, more=None, scale=1.0):
+        hidden = self.sides[0](a) + self.sides[1](b.flatten(1))
+        return self.end(self.act(self.layer(self.sigmoid(hidden))), more, scale)
+
+
+class Halves(nn.Module):
+    def forward(self, x):
+        return x[:, :2] * 2, x[:, 2:] - x[:, :1]
+
+
+class Split(Net):
+    """[B, 5]; the layer gives [B, 2] and [B, 3]."""
+
+    shapes = ((5,),)
+
+    def __init__(self, ends):
+        super().__init__(ends)
+        self.first, self.layer, self.second, self.act = nn.Linear(5, 5), Halves(), nn.Linear(5, 6), nn.ReLU()
+
+    def forward(self, x, more=None, scale=1.0):
+        return self.end(self.act(self.second(torch.cat(self.layer(self.first(x)), 1))), more, scale)
+
+
+MODELS = (MLP, CNN, Two, Split)
+NAMES = [
+    n
+    for n, c in vars(captum.attr).items()
+    if inspect.isclass(c) and issubclass(c, captum.attr.Attribution) and hasattr(attribution, n)
+    if inspect.isfunction(getattr(c, "attribute", None)) and n not in ("NoiseTunnel", "LRP", "LayerLRP")
+]
+"""Every class of both; noise tunnels and LRP have tests of their own."""
+
+RULES = ("gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid")
+
+
+class Question:
+    """What is asked, drawn from all that the signatures of a class of captum's take."""
+
+    def __init__(self, name, draw):
+        self.name, self.draw = name, draw
+        takes = [set(inspect.signature(f).parameters) for f in (self.theirs.__init__, self.theirs.attribute)]
+        neuron = "neuron_selector" in takes[1]
+        kind = draw(st.sampled_from(MODELS[:3] if neuron or "GradCam" in name else MODELS), "model")
+        ends = (
+            draw(st.sampled_from(["classes", "maps", "column", "one"]), "ends") if "target" in takes[1] else "classes"
+        )
+        torch.manual_seed(draw(st.integers(0, 99), "seed"))
+        self.dtype = draw(st.sampled_from([torch.float32, torch.float64]), "dtype")
+        self.model = kind(ends).to(self.dtype)
+        self.count = draw(st.integers(1, 4), "examples")
+        self.tensors = [self.random(self.count, *s) for s in kind.shapes]
+        self.single = len(self.tensors) == 1 and draw(st.booleans(), "single")
+        self.inputs = self.tensors[0] if self.single else tuple(self.tensors)
+        self.made = {"multiply_by_inputs": draw(st.booleans())} if "multiply_by_inputs" in takes[0] else {}
+        self.at = () if "layer" not in takes[0] else (self.layers(draw),)
+        forms = {
+            "target": lambda: self.target(ends),
+            "neuron_selector": lambda: self.neuron(kind),
+            "baselines": lambda: self.distribution() if "Shap" in name else self.baselines(),
+            "additional_forward_args": self.further,
+            "n_steps": lambda: draw(st.integers(2, 9)),
+            "method": lambda: draw(st.sampled_from(RULES)),
+            "internal_batch_size": lambda: draw(st.sampled_from([None, 1, 3, 8, 50])),
+            "n_samples": lambda: draw(st.integers(1, 4)),
+            "stdevs": lambda: draw(st.sampled_from([0.0, 0.3, tuple(0.1 * i for i in range(len(self.tensors)))])),
+            "interpolate_mode": lambda: draw(st.sampled_from(["nearest", "bilinear"])),
+            "perturbations_per_eval": lambda: draw(st.sampled_from([1, 3])),
+        }
+        flags = (
+            "abs",
+            "return_convergence_delta",
+            "attribute_to_layer_input",
+            "attribute_to_neuron_input",
+            "relu_attributions",
+            "attr_dim_summation",
+        )
+        self.asked = {k: form() for k, form in forms.items() if k in takes[1]}
+        self.asked |= {k: draw(st.booleans(), k) for k in flags if k in takes[1]}
+
+    @property
+    def theirs(self):
+        return getattr(captum.attr, self.name)
+
+    def random(self, *shape):
+        return torch.randn(shape).to(self.dtype)
+
+    def layers(self, draw):
+        several = self.name in ("LayerActivation", "LayerGradientXActivation", "LayerIntegratedGradients")
+        if not several or draw(st.booleans(), "a layer"):
+            return self.model.layer
+        return list(self.model.sides) if isinstance(self.model, Two) else [self.model.layer]
+
+    def target(self, ends):
+        if ends in ("column", "one"):
+            return None
+        sizes = {"classes": (4,), "maps": (3, 2)}[ends]
+        one = st.tuples(*(st.integers(0, n - 1) for n in sizes))
+        rows = self.draw(st.lists(one, min_size=self.count, max_size=self.count), "target")
+        forms = [lambda: rows[0], lambda: rows]
+        if ends == "classes":
+            columns = [r[0] for r in rows]
+            forms += [
+                lambda: columns[0],
+                lambda: torch.tensor(columns[0]),
+                lambda: torch.tensor(columns[:1]),
+                lambda: columns,
+                lambda: torch.tensor(columns),
+            ]
+        return self.draw(st.sampled_from(forms), "form of the target")()
+
+    def neuron(self, kind):
+        shape = (2, 4, 4) if kind is CNN else (5,)  # of the layer's input as well
+        place = tuple(self.draw(st.integers(0, n - 1)) for n in shape)
+        forms = [place, (slice(0, 2), *place[1:]), lambda t: t.flatten(1)[:, 3]]
+        return self.draw(st.sampled_from([*forms, place[0]] if len(shape) == 1 else forms), "selector")
+
+    def further(self):
+        more = self.random(self.count, 1)
+        forms = [None, (more,), (more, 2.0), (None, 0.5)]
+        if "DeepLiftShap" not in self.name:  # captum's takes a tensor for a tuple of its rows
+            forms.append(more)
+        return self.draw(st.sampled_from(forms), "further")
+
+    def formed(self, parts):
+        """One value for each input, as the inputs come; numbers and None may stand for all."""
+        alone = self.single and self.draw(st.booleans(), "alone")
+        return parts[0] if alone else tuple(parts)
+
+    def baselines(self):
+        if self.draw(st.booleans(), "none"):
+            return None
+
+        def one(t):
+            forms = [0, 1, 0.5, self.random(*t.shape), self.random(1, *t.shape[1:])]
+            return self.draw(st.sampled_from(forms), "baseline")
+
+        return self.formed([one(t) for t in self.tensors])
+
+    def distribution(self):
+        rows = self.draw(st.integers(2, 5), "rows")
+        made = self.formed([self.random(rows, *t.shape[1:]) for t in self.tensors])
+        return self.draw(st.sampled_from([made, lambda: made]), "distribution")
+
+    def answer(self, room, **instead):
+        """What is answered, and what the global generators give next."""
+        torch.manual_seed(7)
+        np.random.seed(7)
+        method = getattr(room, self.name)(self.model, *self.at, **self.made)
+        return method.attribute(self.inputs, **self.asked | instead), torch.rand(1), np.random.rand(1)
+
+    def expected(self):
+        """Captum's answer, mended where it is known to be wrong."""
+        answer, *after = self.answer(captum.attr)
+        selector, steps = self.asked.get("neuron_selector"), self.asked.get("n_steps")
+        if self.name == "NeuronConductance" and isinstance(selector, tuple) and isinstance(selector[0], slice):
+            # the units' sum: captum multiplies the sum of their slopes by the sum of their gradients
+            units = [self.answer(captum.attr, neuron_selector=(i, *selector[1:]))[0] for i in range(2)]
+            answer = sum(units) if self.single else tuple(map(sum, zip(*units, strict=True)))
+        if self.asked.get("method") == "riemann_trapezoid" and self.name in SHORT:
+            if self.asked.get("return_convergence_delta"):
+                found, delta = answer
+                missing = sum(t.flatten(1).sum(1) for t in leaves(found)) / (steps - 1)
+                answer = scaled(found, steps / (steps - 1)), delta + missing
+            else:
+                answer = scaled(answer, steps / (steps - 1))
+        return answer, *after
+
+
+SHORT = ("IntegratedGradients", "LayerIntegratedGradients", "NeuronIntegratedGradients", "InternalInfluence")
+"""Methods whose trapezoid weights add up to (n - 1) / n in captum."""
+
+
+def scaled(v, factor):
+    return v * factor if isinstance(v, torch.Tensor) else type(v)(scaled(part, factor) for part in v)
+
+
+def leaves(v):
+    return [v] if isinstance(v, torch.Tensor) else [t for part in v for t in leaves(part)]
+
+
+def form(v):
+    return tuple(v.shape) if isinstance(v, torch.Tensor) else (type(v), [form(part) for part in v])
+
+
+def difference(a, b):
+    """Relative to the largest element; deltas of nothing count as equal."""
+    return (a - b).abs().max() / b.abs().max().clamp(min=1e-2) if len(b) else 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_it_says_what_captum_says(name, data):
+    question = Question(name, data.draw)
+    (ours, *after), (theirs, *expected) = question.answer(attribution), question.expected()
+    assert form(ours) == form(theirs)
+    for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+        assert difference(a, b) <= 1e-4
+    assert after == expected
