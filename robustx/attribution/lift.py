@@ -194,9 +194,10 @@ class _There(_Watching):
         self.moved: list[str] = []
 
     def ran(self, name: str, arguments: Any, out: Any) -> None:
-        fixed = self.fixed.get(self._count(name), {})
-        if any(i in fixed and not _same(fixed[i], t) for i, t in enumerate(tensors_in(arguments))):
-            self.moved.append(name)
+        if fixed := self.fixed.get(self._count(name)):
+            found = tensors_in(arguments)
+            if any(not _same(t, found[i]) for i, t in fixed.items() if i < len(found)):
+                self.moved.append(name)
 
     def passed(self, name: str, order: int, tensors: Tensors) -> None:
         if order in self.ops and self.ops[order].name == name:

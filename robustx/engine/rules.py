@@ -190,7 +190,7 @@ class Ruled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = name_of(func), kwargs or {}
-        if name in HOOKS:
+        if name in ASIDE:
             return func(*args, **kwargs)
         if name in self.parts:
             func, args, kwargs, into = _pure(func, args, kwargs)
@@ -209,7 +209,7 @@ class Ruled(TorchFunctionMode):
                 self._open.pop()
         args, kwargs = cut((args, kwargs))
         out = func(*args, **kwargs)
-        known = self.plain is None or name in self.plain or self.otherwise == "gradient"
+        known = self.otherwise == "gradient" or self.plain is None or name in self.plain
         if not known and any(t.requires_grad for t in tensors_in(out)):
             raise RuleError(
                 f"there is no rule for the operation {name!r}; replace it, attribute to a layer behind it, or let "
@@ -266,7 +266,11 @@ def known(out: Any) -> None:
         todo += new
 
 
-HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook", "retain_grad"})
+ASIDE = frozenset(
+    ["register_hook", "register_post_accumulate_grad_hook", "retain_grad", "len", "dim", "size", "stride", "numel"]
+    + ["is_floating_point", "is_complex", "is_contiguous"]
+    + [f"get {name}" for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_nested", "is_cuda")]
+)
 """What a model may ask of its tensors that is no operation."""
 
 _ALIASES = {
@@ -336,15 +340,15 @@ def _never(*_: Any) -> bool:
     return False
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors among arguments, or in what an operation returns."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for v in value:
-            yield from tensors_in(v)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [t for v in value for t in tensors_in(v)]
 
 
 def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -279,4 +279,4 @@ def test_torchscript():
 
 def test_tensors_in_anything():
     a, b, c = (torch.rand(1) for _ in range(3))
-    assert list(tensors_in((a, [1, (b, "no")], {"x": {"y": c}, "z": None}))) == [a, b, c]
+    assert tensors_in((a, [1, (b, "no")], {"x": {"y": c}, "z": None})) == [a, b, c]
