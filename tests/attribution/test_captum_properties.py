@@ -91,14 +91,43 @@ class Split(Net):
 
 
 MODELS = (MLP, CNN, Two, Split)
-NAMES = [
-    n
-    for n, c in vars(captum.attr).items()
-    if inspect.isclass(c) and issubclass(c, captum.attr.Attribution) and hasattr(attribution, n)
-    if inspect.isfunction(getattr(c, "attribute", None)) and n not in ("NoiseTunnel", "LRP", "LayerLRP")
-]
-"""Every class of both; noise tunnels and LRP have tests of their own."""
+NAMES = (
+    "Deconvolution",
+    "DeepLift",
+    "DeepLiftShap",
+    "FeatureAblation",
+    "GradientShap",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "InputXGradient",
+    "IntegratedGradients",
+    "InternalInfluence",
+    "LayerActivation",
+    "LayerConductance",
+    "LayerDeepLift",
+    "LayerDeepLiftShap",
+    "LayerGradCam",
+    "LayerGradientShap",
+    "LayerGradientXActivation",
+    "LayerIntegratedGradients",
+    "NeuronConductance",
+    "NeuronDeconvolution",
+    "NeuronDeepLift",
+    "NeuronDeepLiftShap",
+    "NeuronGradient",
+    "NeuronGradientShap",
+    "NeuronGuidedBackprop",
+    "NeuronIntegratedGradients",
+    "Saliency",
+)
+"""Noise tunnels and LRP have tests of their own."""
 
+CUSTOM = (
+    None,
+    lambda m: tuple(2 * t for t in m),
+    lambda m, x: tuple(t * a for t, a in zip(m, x, strict=True)),
+    lambda m, x, b: tuple(t * (a + c) for t, a, c in zip(m, x, b, strict=True)),
+)
 RULES = ("gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid")
 
 
@@ -109,7 +138,8 @@ class Question:
         self.name, self.draw = name, draw
         takes = [set(inspect.signature(f).parameters) for f in (self.theirs.__init__, self.theirs.attribute)]
         neuron = "neuron_selector" in takes[1]
-        kind = draw(st.sampled_from(MODELS[:3] if neuron or "GradCam" in name else MODELS), "model")
+        kinds = (CNN,) if name == "GuidedGradCam" else MODELS[:3] if neuron or name == "LayerGradCam" else MODELS
+        kind = draw(st.sampled_from(kinds), "model")
         ends = (
             draw(st.sampled_from(["classes", "maps", "column", "one"]), "ends") if "target" in takes[1] else "classes"
         )
@@ -134,6 +164,8 @@ class Question:
             "stdevs": lambda: draw(st.sampled_from([0.0, 0.3, tuple(0.1 * i for i in range(len(self.tensors)))])),
             "interpolate_mode": lambda: draw(st.sampled_from(["nearest", "bilinear"])),
             "perturbations_per_eval": lambda: draw(st.sampled_from([1, 3])),
+            "custom_attribution_func": lambda: draw(st.sampled_from(CUSTOM)),
+            "grad_kwargs": lambda: draw(st.sampled_from([None, {"allow_unused": True}])),
         }
         flags = (
             "abs",
@@ -265,4 +297,51 @@ def test_it_says_what_captum_says(name, data):
     assert form(ours) == form(theirs)
     for a, b in zip(leaves(ours), leaves(theirs), strict=True):
         assert difference(a, b) <= 1e-4
+        assert a.dtype == b.dtype or not len(b)
     assert after == expected
+
+
+MISTAKES = {
+    "target": (None, 9, -9, (1, 1), (9,), [0, 1], [(0,), (1,)], torch.zeros(2).long(), torch.zeros(3, 2).long(), "1"),
+    "baselines": (torch.zeros(2, 4), (torch.zeros(1, 5),) * 2, "zero", [0.5, 0.5]),
+    "method": ("trapezoid", None),
+    "n_steps": (-1,),
+    "neuron_selector": (9, (9,), (1, 2), (1, 2, 3)),
+    "perturbations_per_eval": (0, -1, 2.5, "all"),
+    "inputs": ("inputs", (1.0,), torch.zeros(3, 5).numpy()),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mistakes_are_caught_as_captums(name):
+    """What is an AssertionError or an IndexError there is one here as well."""
+    theirs = getattr(captum.attr, name)
+    model, given = (
+        (CNN("classes"), torch.randn(3, 2, 6, 6)) if "GradCam" in name else (MLP("classes"), torch.randn(3, 5))
+    )
+    at = (model.layer,) if "layer" in inspect.signature(theirs.__init__).parameters else ()
+    takes = inspect.signature(theirs.attribute).parameters
+    right = {
+        "inputs": given,
+        "target": 1,
+        "neuron_selector": 2,
+        "baselines": torch.zeros(2, *given.shape[1:]) if "Shap" in name else None,
+    }
+    right = {k: v for k, v in right.items() if k in takes}
+
+    def raised(room, **wrong):
+        try:
+            getattr(room, name)(model, *at).attribute(**right | wrong)
+        except Exception as e:
+            return type(e)
+
+    assert raised(attribution) is raised(captum.attr) is None
+    told = 0
+    for argument in MISTAKES.keys() & takes.keys():
+        for value in MISTAKES[argument]:
+            ours, expected = (raised(room, **{argument: value}) for room in (attribution, captum.attr))
+            if expected in (AssertionError, IndexError):
+                assert ours is not None and issubclass(ours, expected), (argument, value, ours, expected)
+                assert issubclass(ours, ValueError | TypeError)
+                told += 1
+    assert told >= 2 or name == "LayerActivation"  # it has no argument that can be wrong
