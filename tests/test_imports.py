@@ -3,8 +3,10 @@
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
@@ -34,3 +36,10 @@ def test_help_loads_neither_torch_nor_numpy():
     packages = loaded("-m", "robustx.cli", "--help")
     assert "robustx" in packages
     assert not packages & {"torch", "numpy"}
+
+
+@pytest.mark.parametrize("room", ["attacks", "attribution", "counterfactual", "engine", "evaluation", "perturb", "zoo"])
+def test_no_name_of_a_room_hides_one_of_its_modules(room):
+    package = import_module(f"robustx.{room}")
+    for module in iter_modules(package.__path__):
+        assert import_module(f"robustx.{room}.{module.name}") is getattr(package, module.name)

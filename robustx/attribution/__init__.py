@@ -19,8 +19,8 @@ from .conductance import (
     InternalInfluence,
     LayerConductance,
     NeuronConductance,
-    conductance,
     influence,
+    layer_conductance,
     neuron_conductance,
 )
 from .gradient import (
@@ -48,7 +48,6 @@ from .lift import (
     LayerDeepLiftShap,
     NeuronDeepLift,
     NeuronDeepLiftShap,
-    lift,
 )
 from .lrp import LRP, AttnLRP, LayerAttnLRP, LayerLRP
 from .lrp_rules import (
@@ -100,11 +99,11 @@ from .walk import (
     GuidedIG,
     LayerGuidedIG,
     LayerIDGI,
-    blurred,
-    guided,
+    blurred_path,
+    guided_path,
     important_directions,
     path_integral,
-    straight,
+    straight_path,
 )
 
 __all__ = [
@@ -183,26 +182,25 @@ __all__ = [
     "WSquareRule",
     "ZBoxRule",
     "activation_maps",
-    "blurred",
-    "conductance",
+    "blurred_path",
     "configure_interpretable_embedding_layer",
     "feature_ablation",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient_shap",
     "gradient_x_activation",
-    "guided",
+    "guided_path",
     "hires_cam",
     "important_directions",
     "influence",
     "input_x_gradient",
     "integrated_gradients",
     "layer_cam",
-    "lift",
+    "layer_conductance",
     "neuron_conductance",
     "path_integral",
     "quadrature_of",
     "remove_interpretable_embedding_layer",
     "saliency",
-    "straight",
+    "straight_path",
 ]

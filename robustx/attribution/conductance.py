@@ -18,7 +18,7 @@ from .base import LayerAttribution, NeuronAttribution, only_unused
 from .path import Quadrature, Rule, along, delta_of, integrated_gradients, quadrature_of, weighed
 
 
-def conductance(f: Probe, reference: Reference, quadrature: Quadrature) -> Tensors:
+def layer_conductance(f: Probe, reference: Reference, quadrature: Quadrature) -> Tensors:
     """How much of the score's rise passes each unit of the layer where f stands: [B, ...] for each tensor there.
 
     Dhamdhere, Sundararajan, Yan (ICLR 2019), eq. 2, in the form of Shrikumar, Su, Kundaje (2018): the score's gradient
@@ -34,7 +34,8 @@ def conductance(f: Probe, reference: Reference, quadrature: Quadrature) -> Tenso
             if last is not None:
                 here, grad = torch.cat([last[0], here]), torch.cat([last[1], grad])
             yield at, times(here[b:] - here[:-b], grad[:-b])  # b queries on stands the same example's next node
-            last = here[-b:], grad[-b:]
+            last = here[-b:].clone(), grad[-b:].clone()
+            del at, here, grad
 
     return _added(shares(), torch.ones_like(quadrature[1]), f.examples)
 
@@ -81,6 +82,7 @@ def _added(answers: Iterable[tuple[Local, Tensor]], weights: Tensor, b: int) -> 
         for at, g in answers:
             packing = at.packing
             yield slice(at.part.stop - len(g), at.part.stop), g
+            del at, g
 
     total = weighed(parts(), weights, b)
     assert packing is not None and total is not None, "even no queries are a pass"
@@ -192,7 +194,7 @@ class LayerConductance(LayerAttribution):
         _, f = self._bind(
             inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size, at=site
         )
-        parts = conductance(f, through(baselines), quadrature)
+        parts = layer_conductance(f, through(baselines), quadrature)
         attributions = self._out(site, parts)
         return (attributions, delta_of(f, parts, baselines)) if return_convergence_delta else attributions
 

@@ -44,7 +44,7 @@ Path = Callable[[Probe, int], Iterator[Node]]
 # --- paths ------------------------------------------------------------------------------------------------
 
 
-def straight(reference: Reference) -> Path:
+def straight_path(reference: Reference) -> Path:
     """From the reference to the examples in equal steps."""
 
     def walk(f: Probe, steps: int) -> Iterator[Node]:
@@ -54,7 +54,7 @@ def straight(reference: Reference) -> Path:
     return walk
 
 
-def blurred(max_sigma: float = 50.0) -> Path:
+def blurred_path(max_sigma: float = 50.0) -> Path:
     """From the examples, blurred by ``max_sigma`` (in pixels), to the examples: details come in, the coarse ones first.
 
     Xu, Venugopalan, Sundararajan (CVPR 2020), section 3. The width of the blur falls with the square of what is left
@@ -128,7 +128,7 @@ def _along(axis: int, x: Tensor, matrix: Tensor) -> Tensor:
     return (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
 
 
-def guided(reference: Reference, fraction: float = 0.25, max_dist: float = 0.02, anchors: int = 0) -> Path:
+def guided_path(reference: Reference, fraction: float = 0.25, max_dist: float = 0.02, anchors: int = 0) -> Path:
     """From the reference to the examples, in every step along the elements whose gradients are least just there.
 
     Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), section 4: steep gradients that lie on the
@@ -351,8 +351,8 @@ def _with_delta(f: Probe, attributions: Tensor, risen: Tensor) -> tuple[Tensors,
 class GuidedIG(AlongPath):
     """Integrated gradients along a path that goes around steep gradients where it can.
 
-    Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), arXiv 2106.09788; see :func:`guided` for the
-    path and its arguments. Laws: attributions add up to the score's rise from the baseline as steps get shorter, and
+    Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), arXiv 2106.09788; see :func:`guided_path` for
+    the path and its arguments. Laws: attributions add up to the score's rise from the baseline as steps get shorter, and
     are those of :class:`IntegratedGradients` for a linear model.
 
     >>> import torch
@@ -366,7 +366,7 @@ class GuidedIG(AlongPath):
         self, forward_func: Callable[..., Any], fraction: float = 0.25, max_dist: float = 0.02, anchors: int = 0
     ) -> None:
         super().__init__(forward_func)
-        self._path = partial(guided, fraction=fraction, max_dist=max_dist, anchors=anchors)
+        self._path = partial(guided_path, fraction=fraction, max_dist=max_dist, anchors=anchors)
         self._path(through(None))  # raises for what is out of range
 
     def _walk(self, f: Probe, reference: Reference, steps: int) -> tuple[Tensor, Tensor]:
@@ -403,8 +403,8 @@ class IDGI(AlongPath):
 
     Args:
         forward_func: the model.
-        path: makes the path from the baselines: :func:`straight`, :func:`guided` (with ``functools.partial`` for its
-            arguments), or ``lambda _: blurred(max_sigma)``, which needs no baselines.
+        path: makes the path from the baselines: :func:`straight_path`, :func:`guided_path` (with ``functools.partial``
+            for its arguments), or ``lambda _: blurred_path(max_sigma)``, which needs no baselines.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
@@ -413,7 +413,7 @@ class IDGI(AlongPath):
     (torch.Size([4, 3]), True)
     """
 
-    def __init__(self, forward_func: Callable[..., Any], path: Callable[[Reference], Path] = straight) -> None:
+    def __init__(self, forward_func: Callable[..., Any], path: Callable[[Reference], Path] = straight_path) -> None:
         super().__init__(forward_func)
         self._path = path
 
@@ -435,7 +435,7 @@ class LayerIDGI(LayerAlongPath, IDGI):
         forward_func: Callable[..., Any],
         layer: nn.Module | Layer | Sequence[nn.Module | Layer],
         device_ids: list[int] | None = None,
-        path: Callable[[Reference], Path] = straight,
+        path: Callable[[Reference], Path] = straight_path,
     ) -> None:
         LayerAttribution.__init__(self, forward_func, layer, device_ids)
         self._path = path
@@ -444,8 +444,8 @@ class LayerIDGI(LayerAlongPath, IDGI):
 class BlurIG(GradientAttribution):
     """Integrated gradients from a blurred picture to the picture: no baseline has to be chosen.
 
-    Xu, Venugopalan, Sundararajan (CVPR 2020), arXiv 2004.03383; see :func:`blurred` for the path. Blurred are the axes
-    behind the channels of [B, C, ...], and the only one of [B, L]. Law: attributions add up to score(inputs) -
+    Xu, Venugopalan, Sundararajan (CVPR 2020), arXiv 2004.03383; see :func:`blurred_path` for the path. Blurred are the
+    axes behind the channels of [B, C, ...], and the only one of [B, L]. Law: attributions add up to score(inputs) -
     score(blurred inputs) as steps get shorter.
 
     Args:
@@ -463,7 +463,7 @@ class BlurIG(GradientAttribution):
 
     def __init__(self, forward_func: Callable[..., Any], max_sigma: float = 50.0) -> None:
         super().__init__(forward_func)
-        blurred(max_sigma)  # raises for what is no width
+        blurred_path(max_sigma)  # raises for what is no width
         self.max_sigma = max_sigma
 
     @property
@@ -493,5 +493,5 @@ class BlurIG(GradientAttribution):
             n_steps: steps of the path; one gradient more for each example.
         """
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size)
-        parts, delta = _with_delta(f, *path_integral(f, blurred(self.max_sigma), whole("n_steps", n_steps, 1)))
+        parts, delta = _with_delta(f, *path_integral(f, blurred_path(self.max_sigma), whole("n_steps", n_steps, 1)))
         return (door.out(parts), delta) if return_convergence_delta else door.out(parts)

@@ -18,11 +18,11 @@ from robustx.attribution.walk import (
     LayerGuidedIG,
     LayerIDGI,
     ScaleSpace,
-    blurred,
-    guided,
+    blurred_path,
+    guided_path,
     important_directions,
     path_integral,
-    straight,
+    straight_path,
 )
 from robustx.engine import Each, Layer, Neuron, Output, Probe
 from robustx.perturb import through
@@ -86,11 +86,11 @@ def blur(x, sigma=3.0):
 
 
 PATHS = {
-    "straight": straight,
-    "guided": partial(guided, max_dist=0.2),
-    "guided freely": partial(guided, max_dist=1.0, fraction=0.1),
-    "guided between anchors": partial(guided, anchors=2),
-    "blurred": lambda _: blurred(3.0),
+    "straight": straight_path,
+    "guided": partial(guided_path, max_dist=0.2),
+    "guided freely": partial(guided_path, max_dist=1.0, fraction=0.1),
+    "guided between anchors": partial(guided_path, anchors=2),
+    "blurred": lambda _: blurred_path(3.0),
 }
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
@@ -124,7 +124,7 @@ def guided_slowly(f, start, x, steps, fraction, max_dist):
 @pytest.mark.parametrize("max_dist", [0.05, 0.3, 1.0])
 def test_the_guided_path_is_the_papers(fraction, max_dist):
     model, x, start = Wavy(11, idle=4), draw(3, 11), draw(1, 11)
-    at, _ = nodes_of(guided(through(start), fraction, max_dist), probe(model, x), 12)
+    at, _ = nodes_of(guided_path(through(start), fraction, max_dist), probe(model, x), 12)
     for i in range(3):
 
         def slopes(z):
@@ -139,7 +139,7 @@ def test_the_guided_path_is_the_papers(fraction, max_dist):
 def test_laws_of_the_guided_path(max_dist, anchors):
     model, x, start = Wavy(), draw(6, 8), draw(6, 8)
     x[0, 2:5] = start[0, 2:5]  # elements that do not move
-    at, grad = nodes_of(guided(through(start), 0.25, max_dist, anchors), probe(model, x), 15)
+    at, grad = nodes_of(guided_path(through(start), 0.25, max_dist, anchors), probe(model, x), 15)
     way, alpha = x - start, torch.linspace(0, 1, 16, dtype=torch.float64)[:, None, None]
     assert torch.equal(at[0], start) and torch.equal(at[-1], x)
     gone = torch.where(way == 0, alpha, (at - start) / way)
@@ -158,13 +158,13 @@ def test_laws_of_the_guided_path(max_dist, anchors):
 def test_flat_elements_go_first_and_steep_ones_last():
     """f = x0 + 10 x1 with the length of the way 2: one element after the other."""
     f = probe(lambda z: z @ torch.tensor([1.0, 10.0], dtype=torch.float64), torch.ones(1, 2).double(), None)
-    at, _ = nodes_of(guided(through(0), 0.5, 1.0), f, 4)
+    at, _ = nodes_of(guided_path(through(0), 0.5, 1.0), f, 4)
     assert_close(at[:, 0], torch.tensor([[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1.0]]).double())
 
 
 def test_equal_gradients_move_together():
     f = probe(lambda z: z.sum(1), torch.rand(2, 6).double(), None)
-    at, _ = nodes_of(guided(through(0), 0.1, 1.0), f, 5)
+    at, _ = nodes_of(guided_path(through(0), 0.1, 1.0), f, 5)
     assert_close(at, torch.linspace(0, 1, 6).double()[:, None, None] * f.point)
 
 
@@ -380,7 +380,7 @@ def test_layers_together():
 METHODS = {
     "guided": GuidedIG,
     "important": IDGI,
-    "important on a guided path": partial(IDGI, path=partial(guided, max_dist=0.5)),
+    "important on a guided path": partial(IDGI, path=partial(guided_path, max_dist=0.5)),
     "blurred": BlurIG,
 }
 every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
