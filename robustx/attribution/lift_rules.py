@@ -143,10 +143,9 @@ def softmax(op: Op, g: Tensor, there: Tensors) -> Back:
     x, x0 = (t.to(g.dtype) for t in (op.tensors[0], there[0]))
     log, log0 = (t - t.logsumexp(dim, keepdim=True) for t in (x, x0))
     p, p0 = log.exp(), log0.exp()
-    way = torch.where((p == 0) & (p0 == 0), 0, log - log0)  # masked: both are infinitely far down
-    some = torch.where(way == 0, 1, way)
-    near = ((log + log0) / 2).exp() * torch.where(way == 0, 1, (way / 2).sinh() / (some / 2))
-    mean = torch.where(way.abs() < 1, near, (p - p0) / some)
+    way = torch.where((p == 0) & (p0 == 0), 0, log - log0).abs()  # masked: both are infinitely far down
+    # (p - p0) / (l - l0) without their differences, whose digits cancel where they are near
+    mean = torch.maximum(p, p0) * torch.where(way == 0, 1, -torch.expm1(-way) / way)
     weights = mean / mean.sum(dim, keepdim=True)
     if op.name == "softmax":
         return (mean * g - weights * (mean * g).sum(dim, keepdim=True),)
