@@ -5,6 +5,7 @@ import inspect
 import captum.attr
 import pytest
 import torch
+from test_captum_properties import NAMES
 from torch import nn
 from torch.testing import assert_close
 
@@ -114,11 +115,9 @@ def assert_agree(*args, **kwargs):
 
 # --- names ------------------------------------------------------------------------------------------------
 
-NAMES = (*INPUTS, "LayerIntegratedGradients", "NeuronIntegratedGradients")
+NAMES = (*NAMES, "NoiseTunnel", "LRP", "LayerLRP")
+METHODS = ("__init__", "attribute", "compute_convergence_delta", "has_convergence_delta", "get_name", "interpolate")
 LEFT = {"self", "kwargs"}
-
-
-METHODS = ("__init__", "attribute", "compute_convergence_delta")
 
 
 @pytest.mark.parametrize(
@@ -133,18 +132,21 @@ def test_signatures_are_captums(name, method):
     by_position = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD and n not in LEFT]
     assert by_position[: len(theirs)] == list(theirs)
     for n, p in theirs.items():
-        assert ours[n].default == p.default or n == "perturbations_per_eval"  # ours fills the memory budget
+        # ours fills the memory budget, and what captum has to be given follows what may be left out in a base class
+        assert ours[n].default == p.default or n == "perturbations_per_eval" or p.default is p.empty
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_method_says_about_itself(name):
     model = built(MLP)
-    layer = (model.layer,) if "Layer" in name or "Neuron" in name else ()
-    ours, theirs = (getattr(room, name)(model, *layer) for room in (attribution, captum.attr))
+    layer = (model.layer,) if "layer" in inspect.signature(getattr(captum.attr, name).__init__).parameters else ()
+    ours, theirs = (
+        getattr(room, name)(*(room.IntegratedGradients(model),) if name == "NoiseTunnel" else (model, *layer))
+        for room in (attribution, captum.attr)
+    )
     assert ours.get_name() == theirs.get_name()
-    assert name == "NeuronIntegratedGradients" or ours.has_convergence_delta() == theirs.has_convergence_delta()
-    if name != "Saliency":
-        assert ours.multiplies_by_inputs == theirs.multiplies_by_inputs
+    assert ours.has_convergence_delta() == theirs.has_convergence_delta()
+    assert ours.multiplies_by_inputs == theirs.multiplies_by_inputs
 
 
 # --- models and targets -----------------------------------------------------------------------------------
