@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .packing import Tensors
+from .rules import RuleError
 
 
 def _words(*lines: str) -> frozenset[str]:
@@ -173,7 +174,7 @@ def _norm(
     if ord is None or ord == "fro":  # of vectors or of matrices, it is the root of a sum of squares
         return _vector_norm(x, 2, dim, keepdim, dtype=dtype)
     if not isinstance(dim, int) and (x.ndim > 1 or dim is not None):
-        raise NotImplementedError(f"there is no rule for the matrix norm {ord!r}; the Frobenius norm has one")
+        raise RuleError(f"there is no rule for the matrix norm {ord!r}; the Frobenius norm has one")
     return _vector_norm(x, ord, dim, keepdim, dtype=dtype)
 
 
@@ -370,7 +371,7 @@ def _power_norm(x: Tensor, ord: Any, dims: Any, keepdim: bool) -> Tensor:
     if abs(ord) == float("inf"):
         return (x.abs().amax if ord > 0 else x.abs().amin)(dims, keepdim=keepdim)
     if ord == 0:
-        raise NotImplementedError("there is no rule for the number of elements that are not zero")
+        raise RuleError("there is no rule for the number of elements that are not zero")
     return x.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
 
 
@@ -385,7 +386,7 @@ def _summed(x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]) -> Te
 def _recurrent(cell: Step, x: Tensor, hx: Any, *rest: Any) -> Tensors:
     """Layers and directions of a recurrent network; returns the sequence and the last state, as PyTorch does."""
     if isinstance(rest[0], bool) or not isinstance(rest[0], list | tuple):
-        raise NotImplementedError("packed sequences have no rules yet; pass padded ones")
+        raise RuleError("packed sequences have no rules yet; pass padded ones")
     weights, biased, layers, _, _, both_ways, batch_first = rest
     states = [hx] if isinstance(hx, Tensor) else list(hx)
     directions = 2 if both_ways else 1

@@ -193,9 +193,13 @@ class Ruled(TorchFunctionMode):
         if name in ASIDE:
             return func(*args, **kwargs)
         if name in self.parts:
-            func, args, kwargs, into = _pure(func, args, kwargs)
-            with self:
-                return _into(into, self.parts[name](*args, **kwargs))
+            _, *given, into = _pure(func, args, kwargs)
+            try:
+                with self:
+                    return _into(into, self.parts[name](*given[0], **given[1]))
+            except RuleError:
+                if self.otherwise == "error":
+                    raise
         if name in self.rules:
             out = self._ruled(name, func, args, kwargs)
             self.ran(name, (args, kwargs), out)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operations import OPERATIONS, SHAPE, TABLE, other, points, score, size, two
+from operations import GRU, OPERATIONS, SHAPE, TABLE, other, points, score, size, two
 from test_captum_parity import assert_same
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 from torchvision.models import VisionTransformer, resnet18, vit_b_16
 
@@ -642,6 +643,10 @@ NO_RULE = {
     "pow": two(lambda x, y: size(x) ** y),
     "einsum": two(lambda x, y: torch.einsum("bij,bij,bij->bi", x, y, x * y)),
     "grid_sample": lambda x: F.grid_sample(x[:, None], x[:, None, :, :2].tanh(), align_corners=True),
+    "matrix norm 'nuc'": lambda x: torch.linalg.matrix_norm(x, "nuc"),
+    "pack_padded_sequence": lambda x: pad_packed_sequence(
+        GRU(pack_padded_sequence(x, [4] * len(x), batch_first=True))[0], batch_first=True
+    )[0],
     "Own": Own.apply,
 }
 
@@ -685,7 +690,7 @@ def test_another_way():
         DeepLift(forked).attribute(points(2, 1).abs(), -points(2, 2).abs())
 
 
-@pytest.mark.parametrize("name", ["cumprod", "sort", "fft_fft", "Own"])
+@pytest.mark.parametrize("name", ["cumprod", "sort", "fft_fft", "matrix norm 'nuc'", "pack_padded_sequence", "Own"])
 def test_its_gradient_passes_if_asked(name):
     """Alone, it is the gradient times the way; behind something that has a rule, that rule holds."""
     f, x, there = NO_RULE[name], points(3, 1), points(3, 2)
