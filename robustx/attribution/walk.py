@@ -351,8 +351,8 @@ def _with_delta(f: Probe, attributions: Tensor, risen: Tensor) -> tuple[Tensors,
 class GuidedIG(AlongPath):
     """Integrated gradients along a path that goes around steep gradients where it can.
 
-    Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), arXiv 2106.09788; see :func:`guided_path`
-    for the path and its arguments. Laws: attributions add up to the score's rise from the baseline as steps get shorter, and
+    Kapishnikov, Venugopalan, Avci, Wedin, Terry, Bolukbasi (CVPR 2021), arXiv 2106.09788; :func:`guided_path` has the
+    path and its arguments. Laws: attributions add up to the score's rise from the baseline as steps get shorter, and
     are those of :class:`IntegratedGradients` for a linear model.
 
     >>> import torch

@@ -12,7 +12,7 @@ from captum.attr._utils.custom_modules import Addition_Module
 from models import Busy, Reused
 from torch import nn
 from torch.testing import assert_close
-from torchvision.models import VisionTransformer, resnet18, vit_b_16
+from torchvision.models import VisionTransformer, get_model, resnet18, vit_b_16
 
 from robustx.attribution import (
     LRP,
@@ -223,6 +223,18 @@ def test_relevance_is_conserved_in_real_networks(net):
     assert_close(sums(a), model(x)[:, 3].detach(), rtol=1e-9, atol=1e-9)
     single = LRP(model.float()).attribute(x.float(), target=3)
     assert_close(sums(single), model(x.float())[:, 3].detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, size", [("squeezenet1_1", 64), ("mobilenet_v3_small", 32), ("swin_t", 32)])
+def test_relevance_is_conserved_in_published_networks(name, size):
+    model = unbiased(get_model(name, weights=None))
+    for p in model.parameters():
+        if p.ndim > 1:  # so that something is left of the input after many layers
+            nn.init.kaiming_normal_(p, nonlinearity="linear")
+    x = torch.randn(1, 3, size, size, dtype=torch.float64)
+    a = LRP(model).attribute(x, target=3)
+    assert_close(sums(a), model(x)[:, 3].detach(), rtol=1e-8, atol=0)
 
 
 def test_composites_on_a_residual_network():
