@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from attribution_cases import CASES, Net, Pair, inputs_of, parts
 from torch import nn
 
 from robustx.attacks import ATTACKS, PGD, MinParamPerturbation, make
-from robustx.attribution import FeatureAblation, IntegratedGradients, LayerIntegratedGradients, Saliency
+from robustx.attribution import IntegratedGradients, LayerIntegratedGradients
 from robustx.counterfactual import Guided
 from robustx.engine import Noise, identities
 
@@ -32,14 +33,17 @@ def batch(device="cpu", dtype=torch.float64):
     return torch.rand(6, 3, 8, 8, generator=g, dtype=torch.float64).to(device, dtype)
 
 
-@pytest.mark.parametrize("method", [Saliency, IntegratedGradients, FeatureAblation])
-def test_attributions_agree_with_the_cpu(method):
-    here, there = (method(cnn(d)).attribute(batch(d), target=2) for d in ("cpu", "cuda"))
-    assert there.is_cuda
-    torch.testing.assert_close(there.cpu(), here, atol=1e-9, rtol=1e-7)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attributions_agree_with_the_cpu(case):
+    for model in (Net(), Pair()):
+        given = inputs_of(model)
+        here, there = parts(case(model, given)), parts(case(model.cuda(), tuple(t.cuda() for t in given)))
+        for one, other in zip(here, there, strict=True):
+            assert other.is_cuda
+            torch.testing.assert_close(other.cpu(), one, atol=1e-9, rtol=1e-7)
 
 
-def test_layer_attributions_agree_with_the_cpu():
+def test_convolutions_agree_with_the_cpu():
     nets = [cnn(d) for d in ("cpu", "cuda")]
     here, there = (LayerIntegratedGradients(n, n[0]).attribute(batch(n[0].weight.device), target=2) for n in nets)
     torch.testing.assert_close(there.cpu(), here, atol=1e-9, rtol=1e-7)

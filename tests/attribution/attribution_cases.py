@@ -80,7 +80,7 @@ def some(inputs):
     """A distribution of three baselines, in the form of the inputs."""
 
     def rows(t):
-        return torch.linspace(-0.9, 1.0, 3 * t.shape[1:].numel()).reshape(3, *t.shape[1:]).to(t)
+        return torch.linspace(-0.9, 1.0, 3 * t.shape[1:].numel(), device=t.device).reshape(3, *t.shape[1:]).to(t)
 
     return tree_map(rows, inputs)
 

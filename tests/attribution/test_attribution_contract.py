@@ -245,6 +245,16 @@ def test_what_goes_into_a_layer_comes_out_of_the_one_before(case):
     assert_same(case.ask(behind, x, **{side: True}), case.ask(before, x), 0)
 
 
+@law(lambda c: not c.at_input and c.layered)
+def test_a_list_of_layers_gives_a_list(case):
+    """Of layers in a row the last one is what all went through."""
+    net, (x,) = Net(), inputs_of(Net())
+    found = case.ask(case.method(net, [net.layer, net.next]), x)
+    assert type(found) is list and [f.shape for f in found] == 2 * case.shapes(net, (x,))
+    if case.meets("idle"):
+        assert_same(found[1], case.ask(case.method(net, net.next), x))
+
+
 @every
 def test_frozen_models_are_models_too(case):
     net, (x,) = Net(), inputs_of(Net())
