@@ -1,16 +1,16 @@
 """What the benchmarks share: contestants take turns in one process; passes and memory are counted from outside."""
 
-import multiprocessing
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Run = Callable[[], Any]
 
@@ -69,30 +69,40 @@ def spread(values: Sequence[float]) -> str:
     return f"{mid:.2f} ({low:.2f} to {high:.2f})"
 
 
+class Held(TorchDispatchMode):
+    """Counts the bytes of tensors that operations made and that are still there; ``most`` at once. Exact anywhere."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {s._cdata for s in _storages((args, kwargs))}
+        for s in _storages(out):
+            if s._cdata not in given | self.sizes.keys():
+                self.sizes[s._cdata] = s.nbytes()
+                self.now += s.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(s, self._gone, s._cdata)
+        return out
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, Tensor)]
+
+
 def peak(run: Run) -> float:
-    """MiB that a run adds at most to its process, measured in a child of its own (Linux)."""
-    here, there = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_weigh, args=(run, there))
-    child.start()
-    there.close()
-    try:
-        return here.recv()
-    except EOFError:
-        return float("nan")
-    finally:
-        child.join()
-
-
-def _weigh(run: Run, out: Connection) -> None:
-    torch.zeros(1)
-    before = _status("VmRSS")
-    run()
-    out.send((_status("VmHWM") - before) / 1024)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    """MiB of tensors that a run holds at most, beside the model and what it is given."""
+    with Held() as held:
+        run()
+    return held.most / 2**20
 
 
 def apart(one: Any, other: Any) -> float:

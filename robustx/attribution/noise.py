@@ -441,8 +441,8 @@ def _way(f: Probe, starts: Tensor, ends: Tensor, rows: Tensor) -> Tensor:
     keys = torch.cat([both, rows[:, None].to(both)], 1) if f.follows else both
     which = keys.unique(dim=0, return_inverse=True)[1]
     one = torch.zeros_like(which[: which.max() + 1]).scatter_(0, which, torch.arange(len(which), device=which.device))
-    there = f.to(model=read, of=Everything(), at=Input()).value(both[one], rows[one])[which]
-    return there[len(starts) :] - there[: len(starts)]
+    there = f.to(model=read, of=Everything(), at=Input()).value(both[one], rows[one])
+    return there[which[len(starts) :]].sub_(there[which[: len(starts)]])
 
 
 class RandomWays(GradientAttribution):
@@ -491,10 +491,11 @@ class RandomWays(GradientAttribution):
             with untouched(self.forward_func):
                 for part, share in gradient_shap(f, rows, starts, ends, points[k], self._multiply):
                     total = share.new_zeros(f.examples, *share.shape[1:]) if total is None else total
-                    total.index_add_(0, rows[part], share / count)
+                    total.index_add_(0, rows[part], share, alpha=1 / count)
                     if with_delta and len(share):
                         rise = entry.value(ends[part], rows[part]) - entry.value(starts[part], rows[part])
                         deltas.append(share.sum(-1) - rise)
+                    del share
         total = points.new_zeros(0, sum(f.packing.sizes)) if total is None else total
         delta = torch.cat(deltas) if deltas else points.new_zeros(0)
         return f.packing.unpack(total), delta if with_delta else None

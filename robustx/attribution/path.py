@@ -88,6 +88,7 @@ def weighed(answers: Iterable[tuple[slice, Tensor]], weights: Tensor, b: int) ->
         step, row = grid(part, b, g)
         total = g.new_zeros(b, *g.shape[1:]) if total is None else total
         total.index_add_(0, row, weights.to(g)[step].reshape(-1, *(1,) * (g.ndim - 1)) * g)
+        del g
     return total
 
 

@@ -66,6 +66,7 @@ class Pace:
             if short is None:
                 start += rows
                 yield part, result
+                del result  # what came of a batch is gone before the next one, here and wherever it is handed on
             elif rows == 1:
                 raise MemoryError(f"one row through the model does not fit into memory on {device}: {short}")
             else:

@@ -228,6 +228,7 @@ class Probe:
 
         for part, (value, g) in self._batches(n, work, ("grad", self._kind)):
             yield part, value, g
+            del value, g
 
     def local(self) -> Local:
         """:meth:`locals` of the examples as they are, all together."""
@@ -263,6 +264,7 @@ class Probe:
         for _, local in self._batches(n, work, ("local", self.at)):
             self.__dict__.setdefault("packing", local.packing)  # so that nobody has to read the site for its shapes
             yield local
+            del local
 
     def _followed(self, inputs: Tensors, rows: Tensor) -> tuple[Tensors, Tensor, Tensor]:
         """What stands at the site for these inputs, the score's value and its pull, with their graph."""
