@@ -301,6 +301,22 @@ def test_it_says_what_captum_says(name, data):
     assert after == expected
 
 
+@pytest.mark.parametrize("layer", [False, True], ids=["a ReLU before a pool", "into a ReLU"])
+def test_where_captum_loses_the_sum(layer):
+    """DeepLIFT's contributions add up to the rise, where captum's do not."""
+    relu = nn.ReLU()
+    pool = [] if layer else [nn.MaxPool2d(2)]
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), relu, *pool, nn.Flatten(), nn.Linear(48 if layer else 12, 4)).double()
+    x, start = torch.randn(3, 2, 6, 6).double(), torch.randn(1, 2, 6, 6).double()
+    missing = []
+    for room in (attribution, captum.attr):
+        method = room.LayerDeepLift(model, relu) if layer else room.DeepLift(model)
+        options = {"attribute_to_layer_input": True} if layer else {}
+        found = method.attribute(x, start, target=1, **options)
+        missing.append((found.flatten(1).sum(1) - (model(x) - model(start))[:, 1]).abs().max())
+    assert missing[0] < 1e-12 and missing[1] > 1e-2
+
+
 MISTAKES = {
     "target": (None, 9, -9, (1, 1), (9,), [0, 1], [(0,), (1,)], torch.zeros(2).long(), torch.zeros(3, 2).long(), "1"),
     "baselines": (torch.zeros(2, 4), (torch.zeros(1, 5),) * 2, "zero", [0.5, 0.5]),

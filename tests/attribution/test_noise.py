@@ -1,5 +1,6 @@
 """Averages over random draws: captum's numbers from the same generators, and what draws by key do not depend on."""
 
+from inspect import signature
 from itertools import pairwise
 
 import captum.attr
@@ -117,7 +118,17 @@ METHODS = {
     "LayerGradientXActivation": {},
     "LayerIntegratedGradients": {"n_steps": 4},
     "LayerDeepLift": {},
+    "LayerDeepLiftShap": {"baselines": references},
+    "LayerConductance": {"n_steps": 4},
+    "InternalInfluence": {"n_steps": 4},
+    "LayerGradCam": {},
+    "LRP": {},
+    "GradientShap": {"baselines": references},
+    "DeepLiftShap": {"baselines": references},
     "NeuronGradient": {"neuron_selector": 2},
+    "NeuronConductance": {"neuron_selector": 2, "target": 1, "n_steps": 4},
+    "NeuronGuidedBackprop": {"neuron_selector": 2},
+    "NeuronIntegratedGradients": {"neuron_selector": 2, "n_steps": 4},
     "NeuronDeepLift": {"neuron_selector": 2},
 }
 
@@ -126,7 +137,7 @@ def over(name, model):
     """A noise tunnel over the method, of any room."""
 
     def make(room):
-        layer = (model.layer,) if "Layer" in name or "Neuron" in name else ()
+        layer = (model.layer,) if "layer" in signature(getattr(captum.attr, name).__init__).parameters else ()
         return room.NoiseTunnel(getattr(room, name)(model, *layer))
 
     return make
@@ -135,10 +146,11 @@ def over(name, model):
 @pytest.mark.parametrize("kind", noise.TUNNELS)
 @pytest.mark.parametrize("name", METHODS)
 def test_over_methods_with_captum(name, kind):
-    target = {} if "Neuron" in name or name == "LayerActivation" else {"target": [0, 3, 1, 1, 2]}
-    make = over(name, Two())
-    ours, theirs = both(make, inputs(), kind, 4, None, 1.5, **target, **METHODS[name])
-    assert_same(ours, theirs, 1e-6 if "Integrated" in name else 1e-9)  # captum's steps are of single precision
+    options = {k: v(5) if callable(v) else v for k, v in METHODS[name].items()}
+    if "Neuron" not in name and name != "LayerActivation":
+        options["target"] = [0, 3, 1, 1, 2]
+    ours, theirs = both(over(name, Two()), inputs(), kind, 4, None, 1.5, **options)
+    assert_same(ours, theirs, 1e-6 if "n_steps" in options or name == "LRP" else 1e-9)  # captum's steps are float32
     assert all(t.any() for t in leaves(theirs))
 
 
@@ -169,6 +181,16 @@ def test_deltas_of_samples(size):
     expected = torch.cat([d.view(3, -1) for d in of_batches], 1).flatten()
     assert delta.abs().max() > 1e-3
     assert_close(delta, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_deltas_of_samples_and_references(size):
+    model, given, start = Two(), inputs(), references(3)
+    options = {"nt_samples": 4, "stdevs": 0.3, "target": 1, "baselines": start, "return_convergence_delta": True}
+    found, delta = NoiseTunnel(DeepLiftShap(model)).attribute(given, nt_samples_batch_size=size, seed=0, **options)
+    plain = NoiseTunnel(DeepLiftShap(model)).attribute(given, seed=0, **options | {"return_convergence_delta": False})
+    assert_same(found, plain)
+    assert delta.shape == (5 * 4 * 3,) and delta.abs().max() < 1e-12
 
 
 def test_masks_with_captum():
