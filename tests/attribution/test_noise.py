@@ -41,11 +41,13 @@ class Two(nn.Module):
     def __init__(self, dtype=torch.float64):
         super().__init__()
         torch.manual_seed(0)
-        self.body, self.layer, self.head = nn.Linear(11, 6), nn.ReLU(), nn.Linear(6, 4)
+        self.body, self.layer, self.mix = nn.Linear(11, 6), nn.ReLU(), nn.Linear(6, 6)
+        self.act, self.head = nn.Tanh(), nn.Linear(6, 4)
         self.to(dtype)
 
     def forward(self, a, b, more=0.0, *, shift=0.0):
-        return self.head(self.layer(self.body(torch.cat([a, b.flatten(1)], 1)) + more)) + shift
+        hidden = self.layer(self.body(torch.cat([a, b.flatten(1)], 1)) + more)
+        return self.head(self.act(self.mix(hidden))) + shift
 
 
 def inputs(count=5):
