@@ -126,7 +126,8 @@ class GradientAttribution(Attribution):
     """Methods that differentiate the score.
 
     ``gradient_func(forward_func, inputs, target, additional_forward_args)`` makes the gradients, one shaped like each
-    input; set it on an instance to differentiate in another way.
+    input; set it on an instance to differentiate in another way. It is refused where plain gradients at the inputs are
+    not what a method asks for: at a layer, for a neuron, under rules.
     """
 
     gradient_func: Callable[..., Any] = staticmethod(compute_gradients)

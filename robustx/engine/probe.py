@@ -22,6 +22,11 @@ from .sites import Call, Input, Seen, Site
 T = TypeVar("T")
 _NO_CUDNN = Shared(lambda: torch.backends.cudnn.flags(enabled=False))
 
+_ELSEWHERE = (
+    "gradient_func makes plain gradients of the model's output at its inputs, but this method needs those of a layer, "
+    "of a neuron, or by rules of its own; leave gradient_func as it is"
+)
+
 Query = Callable[[slice], tuple[Tensor | None, Tensor]]
 """Some of many queries: a slice of them -> (z [n, D], rows [n]); without z, the examples as they are."""
 
@@ -243,6 +248,8 @@ class Probe:
 
         One forward and one backward pass for all three. Without queries one empty pass tells the shapes.
         """
+        if self.gradient is not None:
+            raise TypeError(_ELSEWHERE)
         entry = self.to(at=Input())
 
         def work(part: slice) -> Local:
@@ -296,6 +303,8 @@ class Probe:
     def _given(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Scores, and gradients made by a function of the user's own."""
         assert self.gradient is not None
+        if not isinstance(self.at, Input) or self.of.tap is not None:
+            raise TypeError(_ELSEWHERE)
         inputs = self.packing.unpack(z.detach())
         with torch.enable_grad():
             grads = self.gradient(tuple(t.requires_grad_(t.is_floating_point()) for t in inputs), rows)

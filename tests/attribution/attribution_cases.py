@@ -193,7 +193,8 @@ class Case:
 ROUGH = {"n_steps": 1, "method": "riemann_left"}
 DRAWN = {"baselines": some, "seed": 0}
 MEAN = "it adds up in the mean over many draws only"
-KEPT = {
+RULED = {"plain": "rules say how gradients pass an operation"}
+KEPT = RULED | {
     "complete": "it keeps the score itself, less what biases take",
     "gradient": "it says in its own words what no relevance passes",
 }
@@ -221,21 +222,21 @@ TABLE = [
     Case(attribution.LayerGradientShap, DRAWN | {"stdevs": 0.1}, coarse={"stdevs": 0.0}, lacks={"complete": MEAN}),
     Case(attribution.NeuronGradientShap, DRAWN | {"stdevs": 0.1}),
     Case(attribution.ExpectedGradients, DRAWN | {"n_samples": 20}, coarse={}, lacks={"complete": MEAN}),
-    Case(attribution.DeepLift, exact={}),
+    Case(attribution.DeepLift, exact={}, lacks=RULED),
     Case(attribution.LayerDeepLift, exact={}),
     Case(attribution.NeuronDeepLift, exact={}),
-    Case(attribution.DeepLiftShap, {"baselines": some}, exact={}),
+    Case(attribution.DeepLiftShap, {"baselines": some}, exact={}, lacks=RULED),
     Case(attribution.LayerDeepLiftShap, {"baselines": some}, exact={}),
     Case(attribution.NeuronDeepLiftShap, {"baselines": some}, exact={}),
     *(
         Case(m, lacks=KEPT)
         for m in (attribution.LRP, attribution.LayerLRP, attribution.AttnLRP, attribution.LayerAttnLRP)
     ),
-    Case(attribution.GuidedBackprop),
-    Case(attribution.Deconvolution),
+    Case(attribution.GuidedBackprop, lacks=RULED),
+    Case(attribution.Deconvolution, lacks=RULED),
     Case(attribution.NeuronGuidedBackprop),
     Case(attribution.NeuronDeconvolution),
-    Case(attribution.GuidedGradCam, lacks={"linear": "it is a product of gradients"}),
+    Case(attribution.GuidedGradCam, lacks=RULED | {"linear": "it is a product of gradients"}),
     Case(
         attribution.NoiseTunnel,
         {"nt_samples": 3, "stdevs": 0.1, "seed": 0},

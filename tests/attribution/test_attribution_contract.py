@@ -8,6 +8,7 @@ import inspect
 import pickle
 from contextlib import nullcontext
 
+import captum._utils.gradient
 import captum.attr
 import pytest
 import torch
@@ -262,6 +263,25 @@ def test_frozen_models_are_models_too(case):
     assert not any(p.requires_grad for p in net.parameters())
 
 
+@law(lambda c: hasattr(c.method, "gradient_func"))
+def test_gradients_may_be_replaced(case):
+    """Where plain gradients at the inputs are all that it asks for; else it says so."""
+    net, (x,), asked = Net(), inputs_of(Net()), []
+
+    def plain(*args):
+        asked.append(args)
+        return captum._utils.gradient.compute_gradients(*args)
+
+    method = case.bind(net)
+    method.gradient_func = plain
+    if case.at_input and not case.neuron and case.meets("plain"):
+        assert_same(case.ask(method, x), case(net, x))
+        assert asked
+    else:
+        with pytest.raises(TypeError, match="leave gradient_func as it is"):
+            case.ask(method, x)
+
+
 @law(lambda c: c.over is None)
 def test_the_model_may_be_replaced(case):
     """As captum's own methods do with ``forward_func``; a layer that is named must be part of the new one."""
@@ -445,6 +465,11 @@ def test_is_called_as_captums(case):
             assert p.kind in (q.kind, p.POSITIONAL_OR_KEYWORD)
             assert q.default in (p.default, q.empty) or p.name == "perturbations_per_eval"  # ours fills the memory
         assert all(p.default is not p.empty for p in ours[len(old) :])
+    if case.over is None:
+        ours, old = case.bind(Net()), theirs(Net(), *([Net().layer] if case.layered else []))
+        assert ours.multiplies_by_inputs == old.multiplies_by_inputs
+        assert ours.has_convergence_delta() == old.has_convergence_delta()
+        assert ours.get_name() == old.get_name()
 
 
 def test_captums_noise_tunnel_wraps_it():
