@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..engine.guard import guarded
+from ..engine.guard import guarded, version
 from ..engine.memory import out_of_memory
 from ..engine.packing import Tensors, times
 from ..engine.probe import Probe
@@ -155,8 +155,8 @@ class Lift(Rules):
         return ruled(self.rules, self.otherwise, kind)
 
 
-Fixed = dict[tuple[str, int], dict[int, Tensor]]
-"""(operation, how many of its name came before) -> those of its tensors that do not depend on the site."""
+Fixed = dict[tuple[str, int], dict[int, tuple[Tensor, int]]]
+"""(operation, how many of its name came before) -> its tensors that do not depend on the site, in their versions."""
 
 
 class _Watching(Ruled):
@@ -181,7 +181,8 @@ class _Here(_Watching):
     def ran(self, name: str, arguments: Any, out: Any) -> None:
         key = self._count(name)
         if any(t.requires_grad for t in tensors_in(out)):
-            self.fixed[key] = {i: t for i, t in enumerate(tensors_in(arguments)) if not t.requires_grad}
+            still = [(i, t) for i, t in enumerate(tensors_in(arguments)) if not t.requires_grad]
+            self.fixed[key] = {i: (t, version(t)) for i, t in still}
 
 
 class _There(_Watching):
@@ -196,8 +197,9 @@ class _There(_Watching):
     def ran(self, name: str, arguments: Any, out: Any) -> None:
         if fixed := self.fixed.get(self._count(name)):
             found = tensors_in(arguments)
-            if any(not _same(t, found[i]) for i, t in fixed.items() if i < len(found)):
-                self.moved.append(name)
+            for i, (t, was) in fixed.items():
+                if version(t) == was and i < len(found) and not _same(t, found[i]):  # else it is another one by now
+                    self.moved.append(name)
 
     def passed(self, name: str, order: int, tensors: Tensors) -> None:
         if order in self.ops and self.ops[order].name == name:

@@ -95,7 +95,7 @@ def _keep(modules: list[nn.Module]) -> _Kept:
     for owner in (part for m in modules for part in m.modules()):
         for name, b in owner._buffers.items():
             before = [k.buffers[owner, name] for k in others if (owner, name) in k.buffers]
-            now = None if b is None else (b, b.detach().clone(), _version(b))
+            now = None if b is None else (b, b.detach().clone(), version(b))
             kept.buffers[owner, name] = before[0] if before else now
     return kept
 
@@ -174,7 +174,8 @@ def ordinary(value: Any) -> Any:
     return value
 
 
-def _version(t: Tensor) -> int:
+def version(t: Tensor) -> int:
+    """How many times a tensor was written in place, as far as it tells."""
     return -1 if t.is_inference() else t._version
 
 

@@ -680,6 +680,21 @@ def test_what_moves_without_a_gradient_is_named(method, name):
     assert DeepLift(f, otherwise="gradient").attribute(points(3, 1), points(3, 1)).shape == (3, *SHAPE)
 
 
+def test_constants_may_change_on_the_way():
+    """In place, the same for inputs and baselines."""
+
+    def counting(x):
+        place = torch.zeros(4, 1).double()
+        for _ in range(3):
+            x = torch.tanh(x * (1 + place))
+            place += 1
+        return score(torch.tanh, x)
+
+    assert (
+        DeepLift(counting).attribute(points(3, 1), points(3, 2), return_convergence_delta=True)[1].abs().max() < 1e-12
+    )
+
+
 def test_another_way():
     """Through other operations for the baseline than for the input."""
 
