@@ -86,7 +86,7 @@ class Attribution(ABC):
         if isinstance(attributions, Mapping):
             attributions = attributions.values()
         parts = (attributions,) if isinstance(attributions, Tensor) else tuple(attributions)
-        return row_sums(parts) - rise(f, start_point)
+        return delta_of(f, parts, start_point)
 
     @classmethod
     def get_name(cls) -> str:
@@ -226,6 +226,12 @@ def only_unused(grad_kwargs: Mapping[str, Any] | None) -> None:
     """
     if grad_kwargs and set(grad_kwargs) - {"allow_unused"}:
         raise ValueError(f"grad_kwargs may hold 'allow_unused' alone, got {', '.join(grad_kwargs)}; leave it out")
+
+
+def delta_of(f: Probe, parts: Sequence[Tensor], baselines: Any) -> Tensor:
+    """By how much attributions miss the score's rise from the baselines [B]; [B, T] for several scores."""
+    risen = rise(f, baselines)
+    return row_sums(parts, risen.ndim) - risen
 
 
 def rise(f: Probe, baselines: Any) -> Tensor:

@@ -14,8 +14,8 @@ from ..engine.probe import Local, ModelError, Probe
 from ..engine.scores import Neuron, Score
 from ..engine.sites import Input, Layer
 from ..perturb.references import Reference, through
-from .base import LayerAttribution, NeuronAttribution, only_unused
-from .path import Quadrature, Rule, along, delta_of, integrated_gradients, quadrature_of, weighed
+from .base import LayerAttribution, NeuronAttribution, delta_of, only_unused
+from .path import Quadrature, Rule, along, integrated_gradients, quadrature_of, weighed
 
 
 def layer_conductance(f: Probe, reference: Reference, quadrature: Quadrature) -> Tensors:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..engine.checks import ArgumentError, whole
 from ..engine.guard import guarded
-from ..engine.packing import row_sums, times
+from ..engine.packing import times
 from ..engine.probe import Probe, Query
 from ..engine.sites import Layer
 from ..perturb.references import Reference, through
-from .base import GradientAttribution, LayerAttribution, NeuronAttribution, only_unused, rise
+from .base import GradientAttribution, LayerAttribution, NeuronAttribution, delta_of, only_unused
 
 Quadrature = tuple[Tensor, Tensor]
 """Where on [0, 1] a path is looked at, and with what weights [S] each; the weights add up to one."""
@@ -268,9 +268,3 @@ def quadrature_of(method: str, steps: int) -> Quadrature:
         raise ArgumentError(f"method must be one of {', '.join(map(repr, RULES))}, got {method!r}")
     least = 2 if method == "riemann_trapezoid" else 1
     return RULES[method](whole("n_steps", steps, least))
-
-
-def delta_of(f: Probe, parts: tuple[Tensor, ...], baselines: Any) -> Tensor:
-    """By how much attributions at the site miss the score's rise from the baselines [B] ([B, T])."""
-    risen = rise(f, baselines)
-    return row_sums(parts, risen.ndim) - risen

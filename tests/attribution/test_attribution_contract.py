@@ -222,6 +222,8 @@ def test_several_targets_in_one_call(case):
         assert_same(tuple(t[:, i] for t in together), alone)
     if case.takes("return_convergence_delta"):
         deltas = case(pair, given, Each(several), return_convergence_delta=True)[1]
+        if case.takes("baselines") and case.over is None and not case.distribution:
+            assert_same(case.bind(pair).compute_convergence_delta(together, None, given, Each(several)), deltas)
         for i, target in enumerate(several):
             assert_same(deltas[:, i], case(pair, given, target, return_convergence_delta=True)[1])
 

@@ -20,8 +20,8 @@ from robustx.attribution.conductance import (
     InternalInfluence,
     LayerConductance,
     NeuronConductance,
-    conductance,
     influence,
+    layer_conductance,
 )
 from robustx.attribution.path import RULES, quadrature_of
 from robustx.engine import Each, Layer, ModelError, Output, Pace, Probe, TargetError
@@ -490,7 +490,7 @@ def test_no_more_than_a_batch_of_the_path_is_held(method):
                 most = max(most, sum(t() is not None for t in held))
                 yield at
 
-    method = conductance if method is LayerConductance else influence
+    method = layer_conductance if method is LayerConductance else influence
     f = Watched(model, (x,), Output(1), Layer(model.body[2]), pace=Pace(6))
     method(f, through(None), quadrature_of("gausslegendre", 60))
     assert len(held) == 2 * 40 and most <= 2 * 3
