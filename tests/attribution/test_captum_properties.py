@@ -6,7 +6,7 @@ import captum.attr
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -195,17 +195,17 @@ class Question:
         if ends in ("column", "one"):
             return None
         sizes = {"classes": (4,), "maps": (3, 2)}[ends]
-        one = st.tuples(*(st.integers(0, n - 1) for n in sizes))
+        one = st.tuples(*(st.integers(-n, n - 1) for n in sizes))
         rows = self.draw(st.lists(one, min_size=self.count, max_size=self.count), "target")
-        forms = [lambda: rows[0], lambda: rows]
+        forms = [lambda: rows[0], lambda: rows, lambda: (slice(1, 2), *rows[0][1:])]
         if ends == "classes":
             columns = [r[0] for r in rows]
             forms += [
                 lambda: columns[0],
                 lambda: torch.tensor(columns[0]),
                 lambda: torch.tensor(columns[:1]),
-                lambda: columns,
-                lambda: torch.tensor(columns),
+                lambda: [c % 4 for c in columns],
+                lambda: torch.tensor(columns) % 4,  # gathered: captum takes none from the end
             ]
         return self.draw(st.sampled_from(forms), "form of the target")()
 
@@ -217,7 +217,7 @@ class Question:
 
     def further(self):
         more = self.random(self.count, 1)
-        forms = [None, (more,), (more, 2.0), (None, 0.5)]
+        forms = [None, (more,), (more, 2.0), (None, 0.5), (more, torch.tensor(0.5))]
         if "DeepLiftShap" not in self.name:  # captum's takes a tensor for a tuple of its rows
             forms.append(more)
         return self.draw(st.sampled_from(forms), "further")
@@ -298,6 +298,37 @@ def test_it_says_what_captum_says(name, data):
     for a, b in zip(leaves(ours), leaves(theirs), strict=True):
         assert difference(a, b) <= 1e-4
         assert a.dtype == b.dtype or not len(b)
+    assert after == expected
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_noise_tunnels_say_what_captums_say(data):
+    """Over any method, whatever that is asked; but for what captum's answers differently without noise."""
+    name = data.draw(st.sampled_from([n for n in NAMES if "Shap" not in n]), "name")
+    question = Question(name, data.draw)
+    asked = question.asked | ({"method": "riemann_left"} if "method" in question.asked else {})
+    selector = asked.get("neuron_selector")
+    assume(not (name == "NeuronConductance" and isinstance(selector, tuple) and isinstance(selector[0], slice)))
+    assume(not any(isinstance(layer, list) for layer in question.at))
+    kind = data.draw(st.sampled_from(["smoothgrad", "smoothgrad_sq", "vargrad"]), "kind")
+    assume(question.dtype is torch.float64 or kind != "vargrad")  # captum's has few digits left
+    count = data.draw(st.integers(2, 4), "samples")
+    asked["nt_samples_batch_size"] = data.draw(st.sampled_from([None, 1, 2, count]), "at once")
+    whole = asked["nt_samples_batch_size"] in (None, count)
+    if "return_convergence_delta" in asked:
+        asked["return_convergence_delta"] &= whole  # captum's deltas stand batch by batch
+    stdevs = data.draw(st.sampled_from([0.3, (0.2, 1.0)[: len(question.tensors)]]), "stdevs")
+
+    def answer(room):
+        torch.manual_seed(7)
+        method = room.NoiseTunnel(getattr(room, name)(question.model, *question.at, **question.made))
+        return method.attribute(question.inputs, kind, count, stdevs=stdevs, **asked), torch.rand(1)
+
+    (ours, after), (theirs, expected) = answer(attribution), answer(captum.attr)
+    assert form(ours) == form(theirs)
+    for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+        assert difference(a, b) <= 1e-4
     assert after == expected
 
 
