@@ -140,12 +140,11 @@ class GradientAttribution(Attribution):
 
     def _gradients(self, z: Tensors, target: Any, args: Any, rows: Tensor, examples: int) -> Any:
         def follow(v: Any) -> Any:
-            if isinstance(v, Tensor) and v.ndim and len(v) == examples:
-                return v[rows]
-            return [v[i] for i in rows.tolist()] if isinstance(v, list) else v
+            return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == examples else v
 
         args = tuple(follow(v) for v in args) if isinstance(args, tuple) else follow(args)
-        return self.gradient_func(self.forward_func, z, follow(target), args)
+        target = [target[i] for i in rows.tolist()] if isinstance(target, list) else follow(target)
+        return self.gradient_func(self.forward_func, z, target, args)
 
 
 class LayerAttribution(Attribution):

@@ -125,6 +125,26 @@ def test_what_is_set_on_an_instance():
         assert_close(ours.attribute(x, target=1, **options), 6 * plain)
 
 
+@pytest.mark.parametrize("target", [[0, 3, 1], torch.tensor([0, 3, 1]), 1, (1,)], ids=str)
+def test_what_a_gradient_function_is_told(target):
+    """Targets and tensors with a row for each example follow them; lists, numbers and words are passed on."""
+    net, x, more = MLP("classes"), torch.randn(3, 5), torch.randn(3, 1)
+
+    def model(x, more, factors, word):
+        assert factors == [2.0, 0.5] and word == "word"
+        return net(x, more, factors[0] * factors[1])
+
+    def ask(room, **options):
+        method = room.IntegratedGradients(model)
+        own = method.gradient_func
+        method.gradient_func = lambda *args, **kwargs: tuple(3 * g for g in own(*args, **kwargs))
+        return method.attribute(x, 0.5, target, (more, [2.0, 0.5], "word"), n_steps=4, **options)
+
+    theirs = ask(captum.attr).detach()
+    for size in (None, 1, 5):
+        assert_close(ask(attribution, internal_batch_size=size), theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_a_layer_method():
     net, x = CNN("classes"), torch.randn(2, 2, 6, 6)
     ours, theirs = (scaled_activation(room)(net, net.layer).attribute(x) for room in ROOMS)
