@@ -384,7 +384,8 @@ def _targets(target: Any, rows: Tensor, b: int) -> Any:
 def _parts(k: Tensor, inputs: Tensors) -> list[Tensor]:
     """Some copies of examples [n], as many at once as fit.
 
-    They draw what all would draw at once where torch's generator fills a tensor in order, sixteen numbers at a time.
+    For a single input they draw what all would draw at once, if torch's generator fills a tensor in order, sixteen
+    numbers at a time, as on CPUs; several inputs take turns.
     """
     sizes = [prod(t.shape[1:]) for t in inputs]
     unit = 16 // gcd(16, *sizes)
