@@ -2,51 +2,27 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..engine.guard import guarded
-from ..engine.packing import Packing
-from ..engine.probe import Probe
-from ..engine.progress import progress
-from ..engine.scores import Each, Everything, OutputError
-from ..perturb.features import Features, from_masks
-from ..perturb.gates import gated
-from ..perturb.references import Reference, through
+from ..engine.packing import Packing, Tensors
+from ..engine.scores import Each, Everything
+from ..perturb.features import from_masks
+from ..perturb.references import through
 from .base import Attribution
+from .coalitions import Coalitions, alone
 
 
-def feature_ablation(f: Probe, features: Features, reference: Reference, show: bool = False) -> Tensor:
-    """How much the score falls when each feature alone gives way [B, F] ([B, ..., F] for a score of several numbers).
+def feature_ablation(players: Coalitions, show: bool = False) -> Tensor:
+    """How much the score falls when each feature alone gives way [B, ..., F]; behind the axes of the score, if any.
 
-    The corners of the gate cube next to its origin, made batch by batch. Zeiler, Fergus (ECCV 2014), section 4.2.
+    Zeiler, Fergus (ECCV 2014), section 4.2. [1, M, F] for M numbers of the whole batch.
     """
-    g, b, n = gated(f, features, reference), f.examples, features.count
-    falls = f.score[..., None].expand(*f.score.shape, n).clone()
-
-    def query(part: slice) -> tuple[Tensor, Tensor]:
-        k = torch.arange(part.start, part.stop, device=f.device)
-        return _corners(g, k // b, n), k % b
-
-    with progress(n * b, "Feature Ablation attribution", show) as more:
-        for part, values in g.values(n * b, query):
-            k = torch.arange(part.start, part.stop, device=f.device)
-            falls[k % b, ..., k // b] -= values
-            more(part.stop - part.start)
+    n = players.features.count
+    falls = players.all_there[..., None].repeat_interleave(n, -1)
+    for a in players.ask(n, alone(n), "Feature Ablation attribution", show):
+        falls[a.rows, ..., a.sets] -= a.values
     return falls
-
-
-def joint_ablation(f: Probe, features: Features, reference: Reference, show: bool = False) -> Tensor:
-    """The same for a model that returns something for the whole batch, not for each example [M, F]."""
-    g, n = gated(f, features, reference), features.count
-    before = _flat(f.outputs())
-    falls = []
-    with progress(n, "Feature Ablation attribution", show) as more:
-        for i in range(n):
-            corner = _corners(g, torch.full_like(f.everyone, i), n)
-            falls.append(before - _flat(g.outputs(corner, f.everyone)))
-            more(1)
-    return torch.stack(falls, 1) if falls else before.new_zeros(len(before), 0)
 
 
 class FeatureAblation(Attribution):
@@ -95,36 +71,14 @@ class FeatureAblation(Attribution):
         if target is None:
             f = f.to(of=Everything())
         features = from_masks(feature_mask, f.inputs, door.names)
-        falls, rows = self._falls(f, features, through(baselines), show_progress)
-        parts = Packing.of(f.inputs).split(features.spread(falls, rows))
-        if isinstance(f.of, Each):
-            parts = tuple(p.unflatten(0, f.score.shape) for p in parts)
-        return door.out(parts)
-
-    def _falls(self, f: Probe, features: Features, reference: Reference, show: bool) -> tuple[Tensor, Tensor]:
-        """Falls [outputs, F], and the example that each output belongs to."""
-        try:
-            falls = feature_ablation(f, features, reference, show)
-        except OutputError as e:
-            if not isinstance(f.of, Everything):
-                raise
-            try:
-                falls = joint_ablation(f, features, reference, show)
-            except TypeError:
-                raise e from None
-            if features.count and features.spread(falls[:1], f.everyone[:1]).shape[0] != 1:
-                raise
-            return falls, f.everyone.new_zeros(len(falls))
-        falls = falls[:, None] if falls.ndim == 2 else falls.flatten(1, -2)
-        return falls.flatten(0, 1), f.everyone.repeat_interleave(falls.shape[1])
+        players = Coalitions(f, features, through(baselines))
+        falls = feature_ablation(players, show_progress)
+        return door.out(_shown(players, falls))
 
 
-def _corners(g: Probe, which: Tensor, n: int) -> Tensor:
-    """Gates [N, n] with the one of ``which`` [N] open."""
-    return torch.zeros(len(which), n, dtype=g.packing.dtype, device=g.device).scatter(1, which[:, None], 1)
-
-
-def _flat(out: Any) -> Tensor:
-    if not isinstance(out, Tensor | int | float):
-        raise TypeError(type(out).__name__)
-    return torch.as_tensor(out, dtype=None if isinstance(out, Tensor) else torch.float64).reshape(-1)
+def _shown(players: Coalitions, falls: Tensor) -> Tensors:
+    """Values of features [B, ..., F] as they are shown: by all of their elements."""
+    f, outputs = players.f, falls.shape[:-1]
+    rows = f.everyone[: len(falls)].repeat_interleave(falls[0].numel() // falls.shape[-1]) if len(falls) else f.everyone
+    parts = Packing.of(f.inputs).split(players.features.spread(falls.flatten(0, -2), rows))
+    return tuple(p.unflatten(0, outputs) for p in parts) if isinstance(f.of, Each) else parts

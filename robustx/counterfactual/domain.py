@@ -11,6 +11,7 @@ from ..attacks.base import Found
 from ..attacks.gradient import pgd
 from ..attacks.search import shrunk, way_back
 from ..attribution.ablation import feature_ablation
+from ..attribution.coalitions import Coalitions
 from ..attribution.path import gauss_legendre, integrated_gradients, mean_grad
 from ..engine.packing import Tensors
 from ..engine.probe import ModelError, Probe
@@ -157,7 +158,7 @@ class Replace(Domain):
         return self.probe.point
 
     def rankings(self) -> list[Tensor]:
-        alone = -feature_ablation(self.f, self.features, self.reference)
+        alone = -feature_ablation(Coalitions(self.f, self.features, self.reference))
         try:
             return [mean_grad(self.probe, self.home, torch.ones_like(self.home), NODES), alone]
         except ModelError:  # no gradients here: tokens, or a black box

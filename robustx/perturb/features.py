@@ -25,6 +25,11 @@ class Features(ABC):
     def count(self) -> int:
         """F."""
 
+    @property
+    @abstractmethod
+    def shared(self) -> bool:
+        """Whether all examples are cut in the same way."""
+
     @abstractmethod
     def spread(self, gates: Tensor, rows: Tensor | None = None) -> Tensor: ...
 
@@ -58,10 +63,14 @@ class Partition(Features):
     def count(self) -> int:
         return len(self.known)
 
+    @property
+    def shared(self) -> bool:
+        return self.ids.ndim == 1 or len(self.ids) == 1
+
     def labels(self, n: int, rows: Tensor | None = None) -> Tensor:
         """Each element's feature, 0 to F - 1 [N, D]."""
         labels = self._dense[1]
-        if labels.ndim == 1 or len(labels) == 1:
+        if self.shared:
             return labels.reshape(1, -1).expand(n, -1)
         return labels if rows is None else labels[rows]
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from robustx.attribution import FeatureAblation, feature_ablation
+from robustx.attribution.coalitions import Coalitions
 from robustx.engine import Layer, Output, Probe
 from robustx.perturb import columns, here, through
 
@@ -68,10 +69,10 @@ def test_the_function_takes_any_place_and_any_features(model):
     """Pairs of hidden units, set to zero."""
     x = torch.randn(3, 5).double()
     f = Probe(model, (x,), Output(2), Layer(model[1]))
-    falls = feature_ablation(f, columns([(0, 1), (2, 3), (4, 5), (6, 7)], 8), here(0.0))
+    falls = feature_ablation(Coalitions(f, columns([(0, 1), (2, 3), (4, 5), (6, 7)], 8), here(0.0)))
     hidden = model[:2](x).detach() * model[2].weight[2].detach()
     assert_close(falls, hidden.reshape(3, 4, 2).sum(2))
-    same = feature_ablation(f, columns([], 8), through(x.flip(0)))
+    same = feature_ablation(Coalitions(f, columns([], 8), through(x.flip(0))))
     assert_close(same, (hidden - hidden.flip(0)))
 
 

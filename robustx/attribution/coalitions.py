@@ -1,0 +1,111 @@
+"""Coalitions: what the score is when some features are there and the others have given way."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..engine.probe import Probe
+from ..engine.progress import progress
+from ..engine.scores import Everything, OutputError
+from ..perturb.features import Features
+from ..perturb.gates import gated
+from ..perturb.references import Reference
+
+Absent = Callable[[Tensor, Tensor], Tensor]
+"""(numbers of sets [n], examples [n]) -> the features that have given way there, 1 each, the others 0 [n, F]."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Scores of some sets: their numbers [n], the examples [n] and the scores [n, ...]."""
+
+    sets: Tensor
+    rows: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Coalitions:
+    """Asks for any sets of features, batch by batch; what the methods of this kind share.
+
+    A model that answers for the whole batch at once, with a number or several, is asked set by set; its answers then
+    count as those of one example.
+
+    Args:
+        f: the probe; for several numbers of each example, or of the whole batch, its score is ``Everything()``.
+        features: the players.
+        reference: what they give way to.
+    """
+
+    f: Probe
+    features: Features
+    reference: Reference
+
+    @cached_property
+    def gates(self) -> Probe:
+        """The probe at the gates of the features."""
+        return gated(self.f, self.features, self.reference)
+
+    @cached_property
+    def _begin(self) -> tuple[Tensor, bool]:
+        try:
+            return self.f.score, False
+        except OutputError as e:
+            out = self.f.outputs() if isinstance(self.f.of, Everything) and self.features.shared else None
+            if not isinstance(out, Tensor | int | float):
+                raise e from None
+            return _flat(out)[None], True
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model answers for the whole batch at once."""
+        return self._begin[1]
+
+    @property
+    def all_there(self) -> Tensor:
+        """Scores with all features there [B, ...]; [1, M] if the model answers for the whole batch."""
+        return self._begin[0]
+
+    @property
+    def examples(self) -> int:
+        """B; 1 if the model answers for the whole batch."""
+        return len(self.all_there)
+
+    def ask(self, count: int, absent: Absent, what: str = "", show: bool = False) -> Iterator[Answers]:
+        """The scores of ``count`` sets for each example, set after set, as they come."""
+        b, g = self.examples, self.gates
+        numbers = torch.arange(count, device=g.device)
+        with progress(count * b, what, show) as more:
+            if self.whole:
+                for k in numbers.split(1):
+                    gates = absent(k.expand(len(g.everyone)), g.everyone)
+                    yield Answers(k, torch.zeros_like(k), _flat(g.outputs(self._dtyped(gates), g.everyone))[None])
+                    more(1)
+                return
+
+            def where(part: slice) -> tuple[Tensor, Tensor]:
+                k = torch.arange(part.start, part.stop, device=g.device)
+                return k // b, k % b
+
+            def query(part: slice) -> tuple[Tensor, Tensor]:
+                k, rows = where(part)
+                return self._dtyped(absent(k, rows)), rows
+
+            for part, values in g.values(count * b, query):
+                yield Answers(*where(part), values)
+                more(part.stop - part.start)
+
+    def _dtyped(self, gates: Tensor) -> Tensor:
+        return gates.to(self.gates.packing.dtype)
+
+
+def alone(count: int) -> Absent:
+    """Sets of one feature each, of ``count``: number k is feature k."""
+    return lambda k, rows: torch.zeros(len(k), count, device=k.device).scatter(1, k[:, None], 1)
+
+
+def _flat(out: Tensor | int | float) -> Tensor:
+    return torch.as_tensor(out, dtype=None if isinstance(out, Tensor) else torch.float64).reshape(-1)
