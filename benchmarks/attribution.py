@@ -165,27 +165,29 @@ def grow(path: Path) -> None:
     from matplotlib.figure import Figure
 
     axes_of = {
-        "steps": ([10, 25, 50, 100, 200], lambda v: (v, 8, 64)),
-        "batch": ([1, 4, 8, 16, 32], lambda v: (50, v, 64)),
-        "pixels a side": ([32, 64, 96, 128], lambda v: (50, 8, v)),
+        "steps of 8 images": ([10, 25, 50, 100, 200], lambda v: (v, 8, 64)),
+        "images, 50 steps": ([1, 2, 4, 8, 16, 32], lambda v: (50, v, 64)),
+        "pixels a side, 8 images, 50 steps": ([32, 48, 64, 96, 128], lambda v: (50, 8, v)),
     }
     figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, (name, (values, setting)) in zip(figure.subplots(1, 3), axes_of.items(), strict=True):
-        for room, style in ((ours, "o-"), (theirs, "s--")):
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (name, (values, setting)) in zip(panels, axes_of.items(), strict=True):
+        for room, label, style in ((theirs, "Captum", "s--"), (ours, "robustx", "o-")):
             told = []
             for v in values:
                 steps, batch, size = setting(v)
-                model, x = resnet(size), torch.rand(batch, 3, size, size)
-                ig = room.IntegratedGradients(model)
+                ig, x = room.IntegratedGradients(resnet(size)), torch.rand(batch, 3, size, size)
                 told.append(peak(lambda ig=ig, x=x, n=steps: ig.attribute(x, target=0, n_steps=n)))
-            axes.plot(values, told, style, label="robustx" if room is ours else "Captum")
-            print(
-                f"{name:14}{'robustx' if room is ours else 'Captum':9}",
-                *(f"{v}: {t:.0f}" for v, t in zip(values, told, strict=True)),
-            )
-        axes.set(xlabel=name, ylabel="peak MiB" if name == "steps" else None, yscale="log")
+            axes.plot(values, told, style, color="0.45" if room is theirs else "tab:blue", label=label)
+            print(f"{name:35}{label:9}", *(f"{v}: {t:.0f}" for v, t in zip(values, told, strict=True)), flush=True)
+        axes.set(xlabel=name, xscale="log", yscale="log")
+        axes.set_xticks(values, map(str, values))
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.axes[0].legend()
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks([30, 100, 300, 1000, 3000], ["30", "100", "300", "1000", "3000"])
+    panels[0].set(ylabel="MiB of tensors at once")
+    panels[0].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     print(f"written to {path}")
