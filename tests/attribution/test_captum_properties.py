@@ -137,8 +137,7 @@ class Question:
     def __init__(self, name, draw):
         self.name, self.draw = name, draw
         takes = [set(inspect.signature(f).parameters) for f in (self.theirs.__init__, self.theirs.attribute)]
-        neuron = "neuron_selector" in takes[1]
-        kinds = (CNN,) if name == "GuidedGradCam" else MODELS[:3] if neuron or name == "LayerGradCam" else MODELS
+        kinds = (CNN,) if name == "GuidedGradCam" else MODELS[:3] if name == "LayerGradCam" else MODELS
         kind = draw(st.sampled_from(kinds), "model")
         ends = (
             draw(st.sampled_from(["classes", "maps", "column", "one"]), "ends") if "target" in takes[1] else "classes"
@@ -212,8 +211,10 @@ class Question:
     def neuron(self, kind):
         shape = (2, 4, 4) if kind is CNN else (5,)  # of the layer's input as well
         place = tuple(self.draw(st.integers(0, n - 1)) for n in shape)
-        forms = [place, (slice(0, 2), *place[1:]), lambda t: t.flatten(1)[:, 3]]
-        return self.draw(st.sampled_from([*forms, place[0]] if len(shape) == 1 else forms), "selector")
+        forms = [lambda here: torch.cat([t.flatten(1) for t in leaves(here)], 1)[:, 3]]
+        if kind is not Split:  # whose layer has two tensors
+            forms += [place, (slice(0, 2), *place[1:])]
+        return self.draw(st.sampled_from([*forms, place[0]] if kind in (MLP, Two) else forms), "selector")
 
     def further(self):
         more = self.random(self.count, 1)
