@@ -15,7 +15,10 @@ from ..perturb.gates import gated
 from ..perturb.references import Reference
 
 Absent = Callable[[Tensor, Tensor], Tensor]
-"""(numbers of sets [n], examples [n]) -> the features that have given way there, 1 each, the others 0 [n, F]."""
+"""(numbers of sets [n], examples [n]) -> the features that have given way there, 1 each, the others 0 [n, F].
+
+Answers for the whole batch are those of example 0.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Coalitions:
             out = self.f.outputs() if isinstance(self.f.of, Everything) and self.features.shared else None
             if not isinstance(out, Tensor | int | float):
                 raise e from None
-            return _flat(out)[None], True
+            return _tensor(out)[None], True
 
     @property
     def whole(self) -> bool:
@@ -66,7 +69,7 @@ class Coalitions:
 
     @property
     def all_there(self) -> Tensor:
-        """Scores with all features there [B, ...]; [1, M] if the model answers for the whole batch."""
+        """Scores with all features there [B, ...]; [1, ...] if the model answers for the whole batch."""
         return self._begin[0]
 
     @property
@@ -74,27 +77,30 @@ class Coalitions:
         """B; 1 if the model answers for the whole batch."""
         return len(self.all_there)
 
-    def ask(self, count: int, absent: Absent, what: str = "", show: bool = False) -> Iterator[Answers]:
-        """The scores of ``count`` sets for each example, set after set, as they come."""
-        b, g = self.examples, self.gates
-        numbers = torch.arange(count, device=g.device)
-        with progress(count * b, what, show) as more:
+    def ask(
+        self, count: int, absent: Absent, what: str = "", show: bool = False, rows: Tensor | None = None
+    ) -> Iterator[Answers]:
+        """The scores of ``count`` sets for each example (of ``rows`` alone, if given), set after set, as they come."""
+        g = self.gates
+        asked = torch.arange(self.examples, device=g.device) if rows is None else rows
+        with progress(count * len(asked), what, show) as more:
             if self.whole:
-                for k in numbers.split(1):
-                    gates = absent(k.expand(len(g.everyone)), g.everyone)
-                    yield Answers(k, torch.zeros_like(k), _flat(g.outputs(self._dtyped(gates), g.everyone))[None])
+                for number in range(count if len(asked) else 0):
+                    k = torch.full((1,), number, device=g.device)
+                    gates = absent(k, torch.zeros_like(k)).expand(len(g.everyone), -1)
+                    yield Answers(k, torch.zeros_like(k), _tensor(g.outputs(self._dtyped(gates), g.everyone))[None])
                     more(1)
                 return
 
             def where(part: slice) -> tuple[Tensor, Tensor]:
                 k = torch.arange(part.start, part.stop, device=g.device)
-                return k // b, k % b
+                return k // len(asked), asked[k % len(asked)]
 
             def query(part: slice) -> tuple[Tensor, Tensor]:
                 k, rows = where(part)
                 return self._dtyped(absent(k, rows)), rows
 
-            for part, values in g.values(count * b, query):
+            for part, values in g.values(count * len(asked), query):
                 yield Answers(*where(part), values)
                 more(part.stop - part.start)
 
@@ -107,5 +113,5 @@ def alone(count: int) -> Absent:
     return lambda k, rows: torch.zeros(len(k), count, device=k.device).scatter(1, k[:, None], 1)
 
 
-def _flat(out: Tensor | int | float) -> Tensor:
-    return torch.as_tensor(out, dtype=None if isinstance(out, Tensor) else torch.float64).reshape(-1)
+def _tensor(out: Tensor | int | float) -> Tensor:
+    return torch.as_tensor(out, dtype=None if isinstance(out, Tensor) else torch.float64)
