@@ -7,7 +7,8 @@ import functools
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Barrier, BrokenBarrierError, Event
+from threading import Barrier, Event
+from time import sleep
 
 import numpy as np
 import pytest
@@ -114,20 +115,6 @@ def test_nothing_is_left_behind_by_a_failure_in_any_pass(way):
         assert_same(before, state(model, x))
 
 
-class Meeting:
-    """Two threads wait for one another in the middle of each pass, as long as both are on their way."""
-
-    def __init__(self, model):
-        self.barrier = Barrier(2)
-        model.first.register_forward_hook(self.meet)
-
-    def meet(self, *_):
-        try:
-            self.barrier.wait(0.5)
-        except BrokenBarrierError:  # the other one is through
-            return
-
-
 @pytest.mark.parametrize("beside", ["itself", "another"])
 @pytest.mark.parametrize("i", range(len(WAYS)), ids=list(WAYS))
 def test_two_threads_use_one_model(i, beside):
@@ -136,10 +123,10 @@ def test_two_threads_use_one_model(i, beside):
     model, x = busy()
     y = torch.randn_like(x)
     alone = one(busy()[0], x), other(busy()[0], y)
-    Meeting(model)
-    before = state(model, x)
-    with ThreadPoolExecutor(2) as threads:
-        found = [threads.submit(one, model, x), threads.submit(other, model, y)]
+    model.first.register_forward_hook(lambda *_: sleep(0.002))  # in the middle of each pass the other one goes on
+    before, start = state(model, x), Barrier(2)
+    with ThreadPoolExecutor(2, initializer=start.wait) as threads:
+        found = [threads.submit(way, model, z) for way, z in ((one, x), (other, y))]
         found = [f.result() for f in found]
     assert_same(before, state(model, x))
     for f, a in zip(found, alone, strict=True):
