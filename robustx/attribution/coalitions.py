@@ -7,15 +7,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..engine.packing import flat
 from ..engine.probe import Probe
 from ..engine.progress import progress
+from ..engine.randomness import identities
 from ..engine.scores import Everything, OutputError
 from ..perturb.features import Features
 from ..perturb.gates import gated
 from ..perturb.references import Reference
 
 Absent = Callable[[Tensor, Tensor], Tensor]
-"""(numbers of sets [n], examples [n]) -> the features that have given way there, 1 each, the others 0 [n, F].
+"""(numbers of sets [n], examples [n]) -> how far each feature has given way there: 1 wholly, 0 not at all [n, F].
 
 Answers for the whole batch are those of example 0.
 """
@@ -23,10 +25,11 @@ Answers for the whole batch are those of example 0.
 
 @dataclass(frozen=True)
 class Answers:
-    """Scores of some sets: their numbers [n], the examples [n] and the scores [n, ...]."""
+    """Scores of some sets: their numbers [n], the examples [n], what was absent [n, F] and the scores [n, ...]."""
 
     sets: Tensor
     rows: Tensor
+    absent: Tensor
     values: Tensor
 
 
@@ -87,8 +90,9 @@ class Coalitions:
             if self.whole:
                 for number in range(count if len(asked) else 0):
                     k = torch.full((1,), number, device=g.device)
-                    gates = absent(k, torch.zeros_like(k)).expand(len(g.everyone), -1)
-                    yield Answers(k, torch.zeros_like(k), _tensor(g.outputs(self._dtyped(gates), g.everyone))[None])
+                    gates = self._dtyped(absent(k, torch.zeros_like(k)))
+                    out = g.outputs(gates.expand(len(g.everyone), -1), g.everyone)
+                    yield Answers(k, torch.zeros_like(k), gates, _tensor(out)[None])
                     more(1)
                 return
 
@@ -96,13 +100,23 @@ class Coalitions:
                 k = torch.arange(part.start, part.stop, device=g.device)
                 return k // len(asked), asked[k % len(asked)]
 
+            gates = g.everyone  # of the batch that is out
+
             def query(part: slice) -> tuple[Tensor, Tensor]:
+                nonlocal gates
                 k, rows = where(part)
-                return self._dtyped(absent(k, rows)), rows
+                gates = self._dtyped(absent(k, rows))
+                return gates, rows
 
             for part, values in g.values(count * len(asked), query):
-                yield Answers(*where(part), values)
+                yield Answers(*where(part), gates, values)
                 more(part.stop - part.start)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A name for each example, made of all that it holds: for draws by key. One for a whole batch."""
+        held = torch.cat([flat(t).float() for t in self.f.inputs], 1)
+        return identities(held.reshape(1, -1) if self.whole else held)
 
     def _dtyped(self, gates: Tensor) -> Tensor:
         return gates.to(self.gates.packing.dtype)
