@@ -15,7 +15,7 @@ from .guard import Shared
 
 T = TypeVar("T")
 
-PILOT = 8, 64  # rows of the first pass, which is weighed: fewest and most
+PILOT = 4, 64  # rows of the first pass, which is weighed: fewest and most
 PILOT_BYTES = 3 << 17  # and what its inputs weigh at most in between; networks make some hundred times as much of them
 MOST = 16_384  # rows that go at once however light they are
 CPU_BUDGET = 1 << 27  # bytes; fixed, so that a run does not depend on what else the machine does, and near the caches
@@ -25,7 +25,7 @@ CPU_BUDGET = 1 << 27  # bytes; fixed, so that a run does not depend on what else
 class Pace:
     """Splits queries into batches that fit the memory budget; halves them when memory runs out.
 
-    The first batch of each kind of work has 8 rows, or up to 64 of small inputs, and is weighed: the bytes of
+    The first batch of each kind of work has 4 rows, or up to 64 of small inputs, and is weighed: the bytes of
     everything that is made in it, from the query to the gradient, bound what is held at once. Later batches fill
     the budget, all of them as evenly as can be. What is decided depends on the model, the shapes and the device's size
     alone, never on what is free just now.
