@@ -1,7 +1,7 @@
 """Attribution: which parts of the input (or of a layer) a score is owed to. Captum's names and signatures."""
 
 from .ablation import FeatureAblation, feature_ablation
-from .base import Attribution, GradientAttribution, LayerAttribution, NeuronAttribution
+from .base import Attribution, GradientAttribution, LayerAttribution, NeuronAttribution, PerturbationAttribution
 from .baselines import ProductBaselines
 from .cam import (
     GuidedGradCam,
@@ -168,6 +168,7 @@ __all__ = [
     "NeuronGuidedBackprop",
     "NeuronIntegratedGradients",
     "NoiseTunnel",
+    "PerturbationAttribution",
     "ProductBaselines",
     "PropagationRule",
     "Saliency",

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.guard import guarded
-from ..engine.packing import Packing, Tensors
-from ..engine.scores import Each, Everything
+from ..engine.packing import Tensors
+from ..engine.scores import Each
 from ..perturb.features import from_masks
 from ..perturb.references import through
-from .base import Attribution
+from .base import PerturbationAttribution
 from .coalitions import Coalitions, alone
 
 
@@ -25,7 +25,7 @@ def feature_ablation(players: Coalitions, show: bool = False) -> Tensor:
     return falls
 
 
-class FeatureAblation(Attribution):
+class FeatureAblation(PerturbationAttribution):
     """How much the score falls when a feature is replaced by its baseline; every element shows its feature's fall.
 
     >>> import torch
@@ -35,10 +35,6 @@ class FeatureAblation(Attribution):
     >>> torch.allclose(a[:, 0], x[:, :2] @ model.weight[0, :2], atol=1e-6)
     True
     """
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        return True
 
     @guarded
     def attribute(
@@ -66,19 +62,13 @@ class FeatureAblation(Attribution):
             show_progress: draw a bar on standard error.
         """
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
-        if perturbations_per_eval is not None:
-            f.pace.limit = perturbations_per_eval * max(f.examples, 1)
-        if target is None:
-            f = f.to(of=Everything())
         features = from_masks(feature_mask, f.inputs, door.names)
         players = Coalitions(f, features, through(baselines))
         falls = feature_ablation(players, show_progress)
-        return door.out(_shown(players, falls))
+        return door.out(_maps(players, falls))
 
 
-def _shown(players: Coalitions, falls: Tensor) -> Tensors:
-    """Values of features [B, ..., F] as they are shown: by all of their elements."""
-    f, outputs = players.f, falls.shape[:-1]
-    rows = f.everyone[: len(falls)].repeat_interleave(falls[0].numel() // falls.shape[-1]) if len(falls) else f.everyone
-    parts = Packing.of(f.inputs).split(players.features.spread(falls.flatten(0, -2), rows))
-    return tuple(p.unflatten(0, outputs) for p in parts) if isinstance(f.of, Each) else parts
+def _maps(players: Coalitions, falls: Tensor) -> Tensors:
+    """A map for each number [B * M, ...], or [B, T, ...] for several scores."""
+    maps = players.shown(falls.flatten(0, -2))
+    return tuple(m.unflatten(0, falls.shape[:-1]) for m in maps) if isinstance(players.f.of, Each) else maps

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..engine.guard import guarded, modules_of
 from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Door, Probe
-from ..engine.scores import Neuron, Output, Score
+from ..engine.scores import Everything, Neuron, Output, Score
 from ..engine.sites import Input, Layer, Site, Together
 from ..perturb.references import through
 
@@ -145,6 +145,29 @@ class GradientAttribution(Attribution):
         args = tuple(follow(v) for v in args) if isinstance(args, tuple) else follow(args)
         target = [target[i] for i in rows.tolist()] if isinstance(target, list) else follow(target)
         return self.gradient_func(self.forward_func, z, target, args)
+
+
+class PerturbationAttribution(Attribution):
+    """Methods that need values only: of the score when something has given way to something else."""
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        return True
+
+    def _bind(
+        self,
+        inputs: Any,
+        target: Any,
+        args: Any = None,
+        kwargs: dict[str, Any] | None = None,
+        limit: int | None = None,
+        at: Site | None = None,
+    ) -> tuple[Door, Probe]:
+        """``limit`` counts copies of the batch; without a target the score is the whole output."""
+        door, f = super()._bind(inputs, target, args, kwargs, limit, at)
+        if limit is not None:
+            f.pace.limit = limit * max(f.examples, 1)
+        return door, f.to(of=Everything()) if target is None else f
 
 
 class LayerAttribution(Attribution):

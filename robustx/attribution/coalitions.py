@@ -7,14 +7,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..engine.packing import flat
+from ..engine.packing import Packing, Tensors, flat
 from ..engine.probe import Probe
 from ..engine.progress import progress
 from ..engine.randomness import identities
 from ..engine.scores import Everything, OutputError
 from ..perturb.features import Features
 from ..perturb.gates import gated
-from ..perturb.references import Reference
+from ..perturb.references import Giver, Reference
 
 Absent = Callable[[Tensor, Tensor], Tensor]
 """(numbers of sets [n], examples [n]) -> how far each feature has given way there: 1 wholly, 0 not at all [n, F].
@@ -48,7 +48,7 @@ class Coalitions:
 
     f: Probe
     features: Features
-    reference: Reference
+    reference: Reference | Callable[[Probe], Giver]
 
     @cached_property
     def gates(self) -> Probe:
@@ -111,6 +111,12 @@ class Coalitions:
             for part, values in g.values(count * len(asked), query):
                 yield Answers(*where(part), gates, values)
                 more(part.stop - part.start)
+
+    def shown(self, values: Tensor) -> Tensors:
+        """Values of features [N, F] as their elements show them [N, *shape] each; equally many rows of each example."""
+        each = len(values) // max(self.examples, 1)
+        rows = torch.arange(self.examples, device=values.device).repeat_interleave(each)
+        return Packing.of(self.f.here).split(self.features.shown(values, rows))
 
     @cached_property
     def names(self) -> list[str]:

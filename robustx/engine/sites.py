@@ -26,7 +26,9 @@ class Site(ABC):
     ``late`` says that what is written replaces all that the model did before, where no path leads around the site.
     """
 
-    late = False
+    @property
+    def late(self) -> bool:
+        return False
 
     @abstractmethod
     def read(self, call: Call, inputs: Tensors) -> Tensors:

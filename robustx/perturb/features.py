@@ -36,6 +36,10 @@ class Features(ABC):
     @abstractmethod
     def gather(self, values: Tensor, rows: Tensor | None = None) -> Tensor: ...
 
+    def shown(self, values: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Values of features [N, F] as their elements show them [N, D]: the mean over those that an element is in."""
+        return self.spread(values, rows)
+
 
 @dataclass(frozen=True, eq=False)
 class Partition(Features):

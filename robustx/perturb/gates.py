@@ -1,5 +1,6 @@
 """Gates: the one way in which features give way to a reference."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from ..engine.packing import Packing, Tensors
 from ..engine.probe import Probe
 from ..engine.sites import Call, Input, Site
 from .features import Features
-from .references import Reference
+from .references import Giver, Reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +23,12 @@ class Gates(Site):
 
     features: Features
     start: Tensors
-    reference: Tensors
+    reference: Tensors | Giver
     under: Site = Input()
+
+    @property
+    def late(self) -> bool:
+        return self.under.late
 
     def read(self, call: Call, inputs: Tensors) -> Tensors:
         floats = [t for t in self.start if t.is_floating_point()]
@@ -36,10 +41,11 @@ class Gates(Site):
     def blend(self, gates: Tensor, rows: Tensor) -> Tensors:
         """What stands below when the gates [N, F] are so far open."""
         shut = Packing.of(self.start).split(self.features.spread(gates, rows))
-        return tuple(_mix(a[rows], b[rows], g) for a, b, g in zip(self.start, self.reference, shut, strict=True))
+        away = self.reference(gates, rows) if callable(self.reference) else tuple(b[rows] for b in self.reference)
+        return tuple(_mix(a[rows], b, g) for a, b, g in zip(self.start, away, shut, strict=True))
 
 
-def gated(f: Probe, features: Features, reference: Reference) -> Probe:
+def gated(f: Probe, features: Features, reference: Reference | Callable[[Probe], Giver]) -> Probe:
     """``f`` as a function of one gate per feature."""
     return f.to(at=Gates(features, f.here, reference(f), f.at))
 

@@ -16,6 +16,9 @@ from ..engine.sites import Input
 Reference = Callable[[Probe], Tensors]
 """Asked with a probe: tensors that can stand at its site, one row for each example."""
 
+Giver = Callable[[Tensor, Tensor], Tensors]
+"""(gates [n, F], examples [n]) -> what the features of each query give way to, where that depends on the query."""
+
 
 def through(baselines: Any) -> Reference:
     """Reference inputs; at a layer, what the layer makes of them. This is Captum's ``baselines``.
@@ -27,9 +30,9 @@ def through(baselines: Any) -> Reference:
     return lambda f: f.to(inputs=_like_inputs(baselines, f)).here
 
 
-def here(value: float) -> Reference:
-    """A constant at the very site."""
-    return lambda f: tuple(torch.full_like(t, value) for t in f.here)
+def here(baselines: Any) -> Reference:
+    """Baselines in the forms of :func:`through`, but at the very site."""
+    return lambda f: _like_inputs(baselines, f.to(inputs=f.here, names=None, at=Input()))
 
 
 def mean(data: Tensor | tuple[Tensor, ...]) -> Reference:
