@@ -4,7 +4,7 @@ from .features import Features, Partition, columns, elements, from_masks
 from .gates import Gates, gated
 from .goals import LOSSES, Between, Goal, Leave, Reach, Until, as_logits
 from .norms import L0, L1, L2, NORMS, Linf, Norm, norm_of
-from .references import Reference, among, blur, here, mean, through
+from .references import Filling, Inpainted, Neighbours, Reference, among, blur, by, here, mean, noise, through
 from .region import Region
 from .segments import superpixels
 
@@ -16,10 +16,13 @@ __all__ = [
     "NORMS",
     "Between",
     "Features",
+    "Filling",
     "Gates",
     "Goal",
+    "Inpainted",
     "Leave",
     "Linf",
+    "Neighbours",
     "Norm",
     "Partition",
     "Reach",
@@ -29,12 +32,14 @@ __all__ = [
     "among",
     "as_logits",
     "blur",
+    "by",
     "columns",
     "elements",
     "from_masks",
     "gated",
     "here",
     "mean",
+    "noise",
     "norm_of",
     "superpixels",
     "through",

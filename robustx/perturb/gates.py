@@ -11,7 +11,7 @@ from ..engine.packing import Packing, Tensors
 from ..engine.probe import Probe
 from ..engine.sites import Call, Input, Site
 from .features import Features
-from .references import Giver, Reference
+from .references import Filling, Giver, Reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,14 @@ class Gates(Site):
 
 def gated(f: Probe, features: Features, reference: Reference | Callable[[Probe], Giver]) -> Probe:
     """``f`` as a function of one gate per feature."""
+    if isinstance(reference, Filling):
+        return f.to(at=Gates(features, f.here, _given(reference, f, features), f.at))
     return f.to(at=Gates(features, f.here, reference(f), f.at))
+
+
+def _given(filling: Filling, f: Probe, features: Features) -> Giver:
+    fill, packing = filling.bound(f), Packing.of(f.here)
+    return lambda gates, rows: fill(packing.split(features.spread(gates, rows)), rows)
 
 
 def _mix(start: Tensor, reference: Tensor, gate: Tensor) -> Tensor:

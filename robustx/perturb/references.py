@@ -1,14 +1,17 @@
 """References: what features give way to."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
 
-from ..engine.checks import ArgumentError, ArgumentTypeError
-from ..engine.packing import Tensors, finest
+from ..engine.checks import ArgumentError, ArgumentTypeError, whole
+from ..engine.packing import Tensors, finest, flat
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise, identities
 from ..engine.sites import Input
@@ -19,15 +22,52 @@ Reference = Callable[[Probe], Tensors]
 Giver = Callable[[Tensor, Tensor], Tensors]
 """(gates [n, F], examples [n]) -> what the features of each query give way to, where that depends on the query."""
 
+Fill = Callable[[Tensors, Tensor], Tensors]
+"""(how far elements have given way [n, ...] each, their examples [n]) -> what stands in their place [n, ...] each."""
+
+
+class Filling(ABC):
+    """What features give way to where it depends on those that stay: a :data:`Reference` at gates, and only there."""
+
+    @abstractmethod
+    def bound(self, f: Probe) -> Fill:
+        """For the examples of a probe, at its site."""
+
+    def __call__(self, f: Probe) -> Tensors:
+        raise ArgumentTypeError(
+            f"{type(self).__name__} depends on which features stay, so there is no single point to compare with; use "
+            "it where features give way (FeatureAblation and its kin), and elsewhere blur, mean or among"
+        )
+
 
 def through(baselines: Any) -> Reference:
     """Reference inputs; at a layer, what the layer makes of them. This is Captum's ``baselines``.
 
     Args:
         baselines: None (zero), a number, a tensor [1 or B, ...] or without the batch axis, or a tuple (dict)
-            of these, one for each input.
+            of these, one for each input; or any :data:`Reference`, which it then is.
     """
+    if callable(baselines):
+        reference: Reference = baselines
+        return reference
     return lambda f: f.to(inputs=_like_inputs(baselines, f)).here
+
+
+def by(function: Callable[..., Any]) -> Reference:
+    """What a function of your own makes of the inputs, which it is given as the model is.
+
+    >>> blank = by(lambda x: x.mean(1, keepdim=True))
+    >>> blank(Probe(lambda x: x, (torch.tensor([[1.0, 3.0], [2.0, 6.0]]),)))
+    (tensor([[2., 2.],
+            [4., 4.]]),)
+    """
+
+    def made(f: Probe) -> Tensors:
+        inputs = tuple(t.clone() for t in f.inputs)
+        named = None if f.names is None else dict(zip(f.names, inputs, strict=True))
+        return through(function(*inputs) if named is None else function(**named))(f)
+
+    return made
 
 
 def here(baselines: Any) -> Reference:
@@ -67,6 +107,121 @@ def among(data: Tensor | tuple[Tensor, ...], seed: int = 0) -> Reference:
         return through(tuple(t.to(f.device)[pick] for t in data))(f)
 
     return drawn
+
+
+def noise(std: float = 1.0, mean: float = 0.0, seed: int = 0) -> Reference:
+    """Gaussian noise in place of the inputs, drawn by key."""
+
+    def drawn(f: Probe) -> Tensors:
+        entry = f.to(at=Input())
+        z = Noise(seed, "reference noise", identities(entry.point)).normal(entry.point.shape[1], entry.point)
+        return through(entry.packing.unpack(mean + std * z))(f)
+
+    return drawn
+
+
+@dataclass(frozen=True)
+class Inpainted(Filling):
+    """Pictures [B, C, H, W] whose missing elements are painted in from those that stay; their mean if none does.
+
+    Args:
+        method: "smooth" takes means of what stays around, from ever wider squares until there is some (Gortler et
+            al., SIGGRAPH 1996, section 3.4, pull and push), for all pictures at once; "biharmonic" is
+            scikit-image's ``inpaint_biharmonic``, picture by picture.
+
+    Raises:
+        ArgumentError: no such method; asked with a probe, what stands there is no picture.
+    """
+
+    method: Literal["smooth", "biharmonic"] = "smooth"
+
+    def __post_init__(self) -> None:
+        if self.method not in ("smooth", "biharmonic"):
+            raise ArgumentError(f"method must be 'smooth' or 'biharmonic', got {self.method!r}")
+
+    def bound(self, f: Probe) -> Fill:
+        here = f.here
+        for t in here:
+            if t.ndim != 4 or not t.is_floating_point():
+                raise ArgumentError(
+                    f"Inpainted is for pictures [B, C, H, W] of floats, got shape {tuple(t.shape)} ({t.dtype}); "
+                    "choose another reference"
+                )
+        paint = _pulled if self.method == "smooth" else _biharmonic
+
+        def fill(shut: Tensors, rows: Tensor) -> Tensors:
+            pictures = [t[rows].to(torch.promote_types(t.dtype, torch.float32)) for t in here]
+            return tuple(
+                paint(t, gone == 0, t.mean((2, 3), keepdim=True)).to(like.dtype)
+                for t, gone, like in zip(pictures, shut, here, strict=True)
+            )
+
+        return fill
+
+
+def _pulled(x: Tensor, known: Tensor, otherwise: Tensor) -> Tensor:
+    """``x`` where it is ``known``, elsewhere the same of pictures of half the size; at last ``otherwise``."""
+    if known.all():
+        return x
+    if x[0, 0].numel() == 1:
+        return torch.where(known, x, otherwise)
+    weight = avg_pool2d(known.to(x), 2, ceil_mode=True)
+    halved = avg_pool2d(torch.where(known, x, 0), 2, ceil_mode=True) / torch.where(weight > 0, weight, 1)
+    wide = interpolate(_pulled(halved, weight > 0, otherwise), x.shape[2:], mode="bilinear")
+    return torch.where(known, x, wide)
+
+
+def _biharmonic(x: Tensor, known: Tensor, otherwise: Tensor) -> Tensor:
+    from skimage.restoration import inpaint_biharmonic
+
+    found = torch.where(known, x, otherwise)
+    for i, c in (~known).flatten(2).any(2).nonzero().tolist():
+        if known[i, c].any():
+            painted = inpaint_biharmonic(x[i, c].double().cpu().numpy(), (~known[i, c]).cpu().numpy())
+            found[i, c] = torch.from_numpy(painted).to(x)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours(Filling):
+    """A row of a data set that resembles the example in the features that stay: draws from a conditional distribution.
+
+    Aas, Jullum, Løland (Artificial Intelligence 298, 2021), section 3.3, with plain instead of Mahalanobis distances,
+    each element measured in its own standard deviations. Of the ``k`` nearest rows (more if several are equally
+    near; all if nothing stays) one is drawn by key.
+
+    Args:
+        data: [M, ...], one tensor for each input; at a layer, what the layer makes of them.
+        k: how many neighbours.
+        seed: of the draws.
+
+    Raises:
+        ArgumentError: asked with a probe, the data do not fit the inputs or have less than ``k`` rows.
+    """
+
+    data: Tensor | tuple[Tensor, ...]
+    k: int = 1
+    seed: int = 0
+
+    def bound(self, f: Probe) -> Fill:
+        there = f.to(inputs=distribution(self.data, f), meter=None).here
+        z, x = (torch.cat([flat(finest(t)) for t in tensors], 1) for tensors in (there, f.here))
+        if whole("k", self.k, 1) > len(z):
+            raise ArgumentError(f"k must be at most the number of rows in data, {len(z)}, got {self.k}")
+        unit = z.std(0, correction=0)
+        z, x = z / torch.where(unit > 0, unit, 1), x / torch.where(unit > 0, unit, 1)
+        order = Noise(self.seed, "neighbours", identities(x)).uniform(len(z), x)
+
+        def fill(shut: Tensors, rows: Tensor) -> Tensors:
+            stays = (torch.cat([flat(s) for s in shut], 1) == 0).to(x)
+            size = stays @ z.T.square()  # of each row of the data in what stays [n, M]
+            away = (stays * x[rows].square()).sum(1, keepdim=True) + size - 2 * (stays * x[rows]) @ z.T
+            least = away.kthvalue(self.k, 1, keepdim=True).values
+            near = away <= least + 1e-9 * (1 + size)  # what differs by rounding is equal
+            pick = order[rows].masked_fill(~near, -1).argmax(1)
+            return tuple(t[pick] for t in there)
+
+        return fill
 
 
 def given_by(baselines: Any, inputs: Any) -> Any:
