@@ -303,6 +303,7 @@ class Relevance(Rules):
     ) -> None:
         self.model, self.owners, self.softmax, self.otherwise, self.told = model, owners, softmax, otherwise, told
         self._mode: Passing | None = None
+        self._returns = True  # whether anything of what is explained depends on the site
 
     def forward(self, run: Callable[[], Any], again: Again, rows: Tensor) -> Any:
         free = any(isinstance(o.rule, FreeRule) for o in self.owners.values())
@@ -311,17 +312,18 @@ class Relevance(Rules):
             out = run()
         if self.otherwise == "error":
             known(out)
-        if not any(t.requires_grad for t in tensors_in(out)):
-            raise RuleError(
-                "no relevance comes back from what is explained: it rests on a softmax alone, which is held still "
-                "(explain the logits before it), or on what passed a detach, a rounding to integers, argmax or no_grad"
-            )
+        self._returns = any(t.requires_grad for t in tensors_in(out))
         return out
 
     def backward(self, slope: Callable[..., Tensor], here: Tensor, rows: Tensor) -> Tensor:
         """R at the site."""
         mode, self._mode = self._mode, None
         assert mode is not None, "forward comes first"
+        if not self._returns:
+            raise RuleError(
+                "no relevance comes back from what is explained: it rests on a softmax alone, which is held still "
+                "(explain the logits before it), or on what passed a detach, a rounding to integers, argmax or no_grad"
+            )
         g = slope()
         r = times(here, g)
         found = mode.freed(slope, 1 if g.ndim == 2 else g.shape[1])

@@ -196,7 +196,7 @@ MEAN = "it adds up in the mean over many draws only"
 RULED = {"plain": "rules say how gradients pass an operation"}
 KEPT = RULED | {
     "complete": "it keeps the score itself, less what biases take",
-    "gradient": "it says in its own words what no relevance passes",
+    "words": "it says in its own words what no relevance passes",
 }
 FEW = {"n_steps": 8}
 OWN_PATH = {"linear": "each score has a path of its own", "idle": "what the model does not use moves first"}
