@@ -1,6 +1,6 @@
 """The perturbation pipeline: norms and regions, features and gates, references and goals."""
 
-from .features import Features, Partition, columns, elements, from_masks
+from .features import Features, Partition, Windows, columns, elements, features_of, from_masks, words
 from .gates import Gates, gated
 from .goals import LOSSES, Between, Goal, Leave, Reach, Until, as_logits
 from .norms import L0, L1, L2, NORMS, Linf, Norm, norm_of
@@ -29,12 +29,14 @@ __all__ = [
     "Reference",
     "Region",
     "Until",
+    "Windows",
     "among",
     "as_logits",
     "blur",
     "by",
     "columns",
     "elements",
+    "features_of",
     "from_masks",
     "gated",
     "here",
@@ -43,4 +45,5 @@ __all__ = [
     "norm_of",
     "superpixels",
     "through",
+    "words",
 ]
