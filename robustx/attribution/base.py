@@ -2,11 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.futures import Future
+from torch.utils._pytree import tree_leaves
 
+from ..engine.checks import ArgumentTypeError
 from ..engine.guard import guarded, modules_of
 from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Door, Probe
@@ -30,7 +35,9 @@ class Attribution(ABC):
 
     - ``inputs``: a tensor [B, ...], a tuple of tensors, or a dict of tensors (passed to the model by keyword).
       Attributions come back in the same form, shapes and dtypes.
-    - ``baselines``: what to compare with: None (zero), a number, a tensor with one row or B, or a tuple of these.
+    - ``baselines``: what to compare with: None (zero), a number, a tensor with one row or B, or a tuple of these; or
+      any :data:`robustx.perturb.Reference`: ``blur()``, ``mean(data)``, ``among(data)``, ``noise()``, ``by(function)``
+      of your own, and where features give way also ``Inpainted()`` and ``Neighbours(data)``.
     - ``target``: which output, in every form of :class:`robustx.engine.Output`.
     - ``additional_forward_args``: further positional arguments; tensors whose first axis is B follow the examples.
     - ``additional_forward_kwargs``: the same by keyword.
@@ -154,6 +161,11 @@ class PerturbationAttribution(Attribution):
     def multiplies_by_inputs(self) -> bool:
         return True
 
+    @property
+    def _title(self) -> str:
+        """What its bar says."""
+        return f"{self.get_name()} attribution"
+
     def _bind(
         self,
         inputs: Any,
@@ -168,6 +180,27 @@ class PerturbationAttribution(Attribution):
         if limit is not None:
             f.pace.limit = limit * max(f.examples, 1)
         return door, f.to(of=Everything()) if target is None else f
+
+    def _later(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """What ``attribute`` gives for a model that returns futures, as a future; each batch is waited for.
+
+        Raises:
+            TypeError: the model returns something else.
+        """
+        one = copy(self)
+        one.forward_func = partial(_waited, self.forward_func)
+        found = one.attribute(*args, **kwargs)
+        devices = {t.device for t in tree_leaves(found) if isinstance(t, Tensor) and t.device.type != "cpu"}
+        answer: Future[Any] = Future(devices=list(devices))
+        answer.set_result(found)
+        return answer
+
+
+def _waited(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    out = model(*args, **kwargs)
+    if not isinstance(out, Future):
+        raise ArgumentTypeError(f"attribute_future is for a model that returns futures, got {type(out).__name__}")
+    return out.wait()
 
 
 class LayerAttribution(Attribution):

@@ -1,5 +1,6 @@
 """The gradient engine: where (:class:`Site`), what (:class:`Score`), how (:class:`Probe`)."""
 
+from .blackbox import BlackBox
 from .checks import ArgumentError, ArgumentTypeError
 from .guard import guarded, untouched
 from .memory import Pace
@@ -12,6 +13,7 @@ from .sites import Input, Layer, Site, Together
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "BlackBox",
     "Door",
     "Each",
     "Everything",

@@ -47,10 +47,7 @@ def through(baselines: Any) -> Reference:
         baselines: None (zero), a number, a tensor [1 or B, ...] or without the batch axis, or a tuple (dict)
             of these, one for each input; or any :data:`Reference`, which it then is.
     """
-    if callable(baselines):
-        reference: Reference = baselines
-        return reference
-    return lambda f: f.to(inputs=_like_inputs(baselines, f)).here
+    return _asked(baselines, lambda f: f.to(inputs=_like_inputs(baselines, f)).here)
 
 
 def by(function: Callable[..., Any]) -> Reference:
@@ -72,7 +69,11 @@ def by(function: Callable[..., Any]) -> Reference:
 
 def here(baselines: Any) -> Reference:
     """Baselines in the forms of :func:`through`, but at the very site."""
-    return lambda f: _like_inputs(baselines, f.to(inputs=f.here, names=None, at=Input()))
+    return _asked(baselines, lambda f: _like_inputs(baselines, f.to(inputs=f.here, names=None, at=Input())))
+
+
+def _asked(baselines: Any, otherwise: Reference) -> Reference:
+    return baselines if callable(baselines) else otherwise
 
 
 def mean(data: Tensor | tuple[Tensor, ...]) -> Reference:
@@ -188,7 +189,7 @@ class Neighbours(Filling):
 
     Aas, Jullum, Løland (Artificial Intelligence 298, 2021), section 3.3, with plain instead of Mahalanobis distances,
     each element measured in its own standard deviations. Of the ``k`` nearest rows (more if several are equally
-    near; all if nothing stays) one is drawn by key.
+    near; all if nothing stays) one is drawn by key. A row that equals the example in everything is no neighbour.
 
     Args:
         data: [M, ...], one tensor for each input; at a layer, what the layer makes of them.
@@ -211,11 +212,13 @@ class Neighbours(Filling):
         unit = z.std(0, correction=0)
         z, x = z / torch.where(unit > 0, unit, 1), x / torch.where(unit > 0, unit, 1)
         order = Noise(self.seed, "neighbours", identities(x)).uniform(len(z), x)
+        itself = torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist") == 0
 
         def fill(shut: Tensors, rows: Tensor) -> Tensors:
             stays = (torch.cat([flat(s) for s in shut], 1) == 0).to(x)
             size = stays @ z.T.square()  # of each row of the data in what stays [n, M]
             away = (stays * x[rows].square()).sum(1, keepdim=True) + size - 2 * (stays * x[rows]) @ z.T
+            away = away.masked_fill(itself[rows], torch.inf)
             least = away.kthvalue(self.k, 1, keepdim=True).values
             near = away <= least + 1e-9 * (1 + size)  # what differs by rounding is equal
             pick = order[rows].masked_fill(~near, -1).argmax(1)

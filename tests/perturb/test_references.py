@@ -5,8 +5,24 @@ import torch
 from models import Keywords, TwoInputs, linear, mlp
 from torch.testing import assert_close
 
+from robustx.attribution import FeatureAblation, IntegratedGradients
 from robustx.engine import Layer, Probe
-from robustx.perturb import among, blur, here, mean, through
+from robustx.perturb import (
+    Gates,
+    Inpainted,
+    Neighbours,
+    among,
+    blur,
+    by,
+    columns,
+    elements,
+    from_masks,
+    gated,
+    here,
+    mean,
+    noise,
+    through,
+)
 
 B = 4
 
@@ -154,3 +170,163 @@ def test_among_keeps_the_tensors_of_an_example_together():
 def test_a_table_is_not_blurred():
     with pytest.raises(ValueError, match=r"for pictures \[B, C, H, W\], got shape \(4, 5\)"):
         blur(1.0)(Probe(linear(), (ROWS,)))
+
+
+def test_a_reference_is_a_baseline():
+    """For every method, and at the very site."""
+    x, data = rand(5), torch.rand(9, 5, dtype=torch.float64)
+    model, told = linear(), mean(data)
+    for method in (FeatureAblation, IntegratedGradients):
+        found = method(model).attribute(x, told, target=1)
+        assert_close(found, (x - data.mean(0)) * model.weight[1].detach())
+    assert torch.equal(here(told)(one())[0], told(one())[0])
+
+
+def test_a_function_of_the_users_is_given_copies_of_the_inputs():
+    def swapped(a, b):
+        a.mul_(2)
+        return a, b.flip(2)
+
+    for f in (two(), named()):
+        before = [t.clone() for t in f.inputs]
+        a, b = by(swapped)(f)
+        assert torch.equal(a, 2 * before[0]) and torch.equal(b, before[1].flip(2))
+        assert all(map(torch.equal, f.inputs, before))
+
+
+def test_noise_is_normal_and_drawn_by_content():
+    x, state = torch.rand(200, 50, dtype=torch.float64), torch.get_rng_state()
+
+    def drawn(x, **options):
+        return noise(2.0, 3.0, **options)(Probe(lambda t: t, (x,)))[0]
+
+    z = drawn(x)
+    assert abs(z.mean() - 3) < 5 * 2 / 1e2 and abs(z.std() - 2) < 5 * 2 / (2e4**0.5)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:20]
+    assert torch.equal(drawn(x[order]), z[order])
+    assert not torch.equal(drawn(x, seed=1), z)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- what depends on the features that stay ---------------------------------------------------------------
+
+
+def filled(x, filling, gone):
+    """What stands at the inputs when the elements ``gone`` [N, D] of example 0, 1, ... have given way."""
+    g = gated(Probe(lambda t: t, (x,)), elements(x[0].numel()), filling)
+    return g.at.blend(gone.to(x.dtype), torch.arange(len(gone)))[0]
+
+
+@pytest.mark.parametrize("method", ["smooth", "biharmonic"])
+def test_inpainting(method):
+    """What stays is as it was; what goes does not matter, and lies within what stays around it."""
+    x, gone = torch.rand(6, 3, 7, 9, dtype=torch.float64), torch.rand(6, 189) < 0.6
+    found = filled(x, Inpainted(method), gone).flatten(1)
+    assert torch.equal(found[~gone], x.flatten(1)[~gone])
+    other = torch.where(gone, torch.rand(6, 189), x.flatten(1)).reshape(x.shape)
+    assert_close(filled(other, Inpainted(method), gone).flatten(1), found)
+    stays = x.flatten(2).masked_fill(gone.reshape(6, 3, -1), float("nan")).double()
+    low, high = stays.nan_to_num(nan=2).amin(2), stays.nan_to_num(nan=-1).amax(2)
+    inside = (found.reshape(6, 3, -1) >= low[..., None] - 1e-12) & (found.reshape(6, 3, -1) <= high[..., None] + 1e-12)
+    assert inside.all()
+    flat = torch.full_like(x, 0.25)
+    assert_close(filled(flat, Inpainted(method), gone), flat)
+    nothing = filled(x, Inpainted(method), torch.ones_like(gone))
+    assert_close(nothing, x.mean((2, 3), keepdim=True).expand_as(x))
+
+
+def test_smooth_inpainting_knows_its_surroundings():
+    """A ramp with a hole is painted nearer to the ramp than by its mean, at once for all and picture by picture."""
+    ramp = torch.linspace(0, 1, 16, dtype=torch.float64).expand(2, 1, 16, 16)
+    gone = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    gone[0, :, 4:9, 2:7] = gone[1, :, 1:4, 10:14] = True
+    found = filled(ramp, Inpainted(), gone.flatten(1))
+    assert ((found - ramp)[gone]).abs().max() < 0.15 < 0.3 < ((ramp.mean() - ramp)[gone]).abs().max()
+    for i in range(2):
+        assert_close(filled(ramp[i : i + 1], Inpainted(), gone[i : i + 1].flatten(1)), found[i : i + 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_inpainting_keeps_the_dtype(dtype):
+    x = torch.rand(1, 2, 5, 5).to(dtype)
+    assert filled(x, Inpainted(), torch.eye(50)[:1]).dtype == dtype
+
+
+def nearest(x, data, stays, k):
+    """The definition: row by row."""
+    unit = data.std(0, correction=0)
+    near = []
+    for row, stay in zip(x, stays, strict=True):
+        away = (((data - row) / unit)[:, stay] ** 2).sum(1)
+        near.append({i for i in range(len(data)) if (away < away[i] - 1e-9).sum() < k})
+    return near
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_neighbours(k):
+    data = torch.randn(40, 6, dtype=torch.float64) * torch.tensor([1, 10, 0.1, 1, 1, 1])
+    x, gone = torch.randn(100, 6, dtype=torch.float64), torch.rand(100, 6) < 0.5
+    gone[:3] = True  # nothing stays: any row
+    found, drawn = filled(x, Neighbours(data, k), gone), set()
+    for i, near in enumerate(nearest(x, data, ~gone, k)):
+        fits = ((data == found[i]) | ~gone[i]).all(1).nonzero().flatten().tolist()
+        assert not gone[i].any() or near & set(fits)
+        drawn.add(len(near))
+    assert torch.equal(found[~gone], x[~gone])
+    assert drawn >= {k, 40}
+    order = torch.arange(99, -1, -1)
+    assert torch.equal(filled(x[order], Neighbours(data, k), gone[order]), found[order])
+
+
+def test_all_neighbours_are_drawn():
+    data, x = torch.arange(10.0)[:, None], torch.rand(400, 1)
+    for k, rows in ((10, 10), (4, 4)):
+        found = filled(torch.cat([x, x], 1), Neighbours(torch.cat([data, data], 1), k), torch.tensor([[1, 0]] * 400))
+        assert len(found[:, 0].unique()) == rows
+
+
+def test_neighbours_stay_together_and_may_hold_integers():
+    """Tensors of an example are one row of the data; what differs is counted in each one's own unit."""
+    ids, floats = torch.tensor([[1, 5], [2, 6], [3, 7]]), torch.tensor([[1.0], [2.0], [3.0]])
+    f = Probe(lambda a, b: b, (torch.tensor([[3, 6]]), torch.tensor([[1.4]])))
+    g = gated(f, columns([(0,), (1, 2)], 3), Neighbours((ids, floats)))
+    a, b = g.at.blend(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0]))
+    assert a.tolist() == [[3, 7], [2, 6]] and b.tolist() == [[3.0], [pytest.approx(1.4)]]
+
+
+def test_neighbours_at_a_layer():
+    x, data = rand(5), torch.rand(9, 5, dtype=torch.float64)
+    model = mlp()
+    f = Probe(model, (x,), at=Layer(model[1]))
+    g = gated(f, elements(8), Neighbours(data))
+    assert isinstance(g.at, Gates)
+    (found,) = g.at.blend(torch.eye(8, dtype=torch.float64)[:1], torch.tensor([0]))
+    hidden = model[:2](data).detach()
+    assert (hidden[:, 0] == found[0, 0]).any() and torch.equal(found[0, 1:], f.here[0][0, 1:])
+
+
+def test_ablation_by_what_stays():
+    """In a table of equal columns what gives way is known from what stays; the example itself is no neighbour."""
+    data = torch.linspace(0, 1, 11, dtype=torch.float64)[:, None].expand(11, 3)
+    for x, fall in ((data[[2, 7]] + 0.03, 0.03), (torch.cat([data[:1], data[-1:]]), 0.1)):
+        found = FeatureAblation(lambda x: x.sum(1)).attribute(x, Neighbours(data))
+        assert_close(found.abs(), torch.full_like(x, fall))
+    picture = torch.full((2, 1, 4, 4), 0.5)
+    mask = from_masks(torch.arange(4).repeat_interleave(4).reshape(1, 1, 4, 4), (picture,)).ids.reshape(1, 1, 4, 4)
+    found = FeatureAblation(lambda x: x.flatten(1).sum(1)).attribute(picture, Inpainted(), feature_mask=mask)
+    assert_close(found, torch.zeros_like(picture))
+
+
+@pytest.mark.parametrize(
+    "ask, words",
+    [
+        (lambda x: IntegratedGradients(torch.nn.Flatten()).attribute(x, Inpainted(), target=0), "which features stay"),
+        (lambda x: filled(x[:, 0], Inpainted(), torch.zeros(2, 16)), r"pictures \[B, C, H, W\] of floats, got"),
+        (lambda x: Inpainted("telea"), "method must be 'smooth' or 'biharmonic', got 'telea'"),
+        (lambda x: filled(x, Neighbours(x, 3), torch.zeros(2, 16)), "number of rows in data, 2, got 3"),
+        (lambda x: filled(x, Neighbours(x[:, 0]), torch.zeros(2, 16)), "do not fit input 0"),
+    ],
+)
+def test_what_does_not_fit_is_told(ask, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        ask(torch.rand(2, 1, 4, 4))
