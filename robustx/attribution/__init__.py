@@ -1,6 +1,17 @@
 """Attribution: which parts of the input (or of a layer) a score is owed to. Captum's names and signatures."""
 
-from .ablation import FeatureAblation, feature_ablation
+from ..perturb.features import Windows, columns, words
+from ..perturb.segments import superpixels
+from .ablation import (
+    FeatureAblation,
+    FeaturePermutation,
+    LayerFeatureAblation,
+    LayerFeaturePermutation,
+    NeuronFeatureAblation,
+    Occlusion,
+    feature_ablation,
+    permuted,
+)
 from .base import Attribution, GradientAttribution, LayerAttribution, NeuronAttribution, PerturbationAttribution
 from .baselines import ProductBaselines
 from .cam import (
@@ -125,6 +136,7 @@ __all__ = [
     "EpsilonRule",
     "ExpectedGradients",
     "FeatureAblation",
+    "FeaturePermutation",
     "FlatRule",
     "FreeRule",
     "GammaRule",
@@ -145,6 +157,8 @@ __all__ = [
     "LayerConductance",
     "LayerDeepLift",
     "LayerDeepLiftShap",
+    "LayerFeatureAblation",
+    "LayerFeaturePermutation",
     "LayerGradCam",
     "LayerGradCamPlusPlus",
     "LayerGradientShap",
@@ -163,11 +177,13 @@ __all__ = [
     "NeuronDeconvolution",
     "NeuronDeepLift",
     "NeuronDeepLiftShap",
+    "NeuronFeatureAblation",
     "NeuronGradient",
     "NeuronGradientShap",
     "NeuronGuidedBackprop",
     "NeuronIntegratedGradients",
     "NoiseTunnel",
+    "Occlusion",
     "PerturbationAttribution",
     "ProductBaselines",
     "PropagationRule",
@@ -181,9 +197,11 @@ __all__ = [
     "TransformerRelevance",
     "Var",
     "WSquareRule",
+    "Windows",
     "ZBoxRule",
     "activation_maps",
     "blurred_path",
+    "columns",
     "configure_interpretable_embedding_layer",
     "feature_ablation",
     "grad_cam",
@@ -200,8 +218,11 @@ __all__ = [
     "layer_conductance",
     "neuron_conductance",
     "path_integral",
+    "permuted",
     "quadrature_of",
     "remove_interpretable_embedding_layer",
     "saliency",
     "straight_path",
+    "superpixels",
+    "words",
 ]

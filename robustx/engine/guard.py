@@ -84,14 +84,7 @@ def untouched(model: Any) -> Iterator[None]:
 def _keep(modules: list[nn.Module]) -> _Kept:
     thread = get_ident()
     others = [k for k in _OPEN if k.thread != thread]  # these may have changed what stands there now
-    on_gpu = torch.cuda.is_available() and torch.cuda._initialized
-    states = (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_rng_state(),
-        torch.cuda.get_rng_state_all() if on_gpu else None,
-    )
-    kept = _Kept(thread, others[0].states if others else states, {})
+    kept = _Kept(thread, others[0].states if others else _states(), {})
     for owner in (part for m in modules for part in m.modules()):
         for name, b in owner._buffers.items():
             before = [k.buffers[owner, name] for k in others if (owner, name) in k.buffers]
@@ -100,13 +93,49 @@ def _keep(modules: list[nn.Module]) -> _Kept:
     return kept
 
 
-def _give_back(kept: _Kept) -> None:
-    python, numpy, cpu, on_gpu = kept.states
+def _states() -> tuple[Any, ...]:
+    """Of the global generators."""
+    on_gpu = torch.cuda.is_available() and torch.cuda._initialized
+    cuda = torch.cuda.get_rng_state_all() if on_gpu else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _go_to(states: tuple[Any, ...]) -> None:
+    python, numpy, cpu, cuda = states
     random.setstate(python)
     np.random.set_state(numpy)
     torch.set_rng_state(cpu)
-    if on_gpu is not None:
-        torch.cuda.set_rng_state_all(on_gpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+class Turns:
+    """The global generators, for draws that take turns with a model: they go on where the last one left off.
+
+    Made before a guard that would give them back as they were; left behind it, so that the next call draws on.
+    """
+
+    def __init__(self) -> None:
+        self._states = _states()
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """What is drawn meanwhile does not move what the model draws."""
+        elsewhere = _states()
+        _go_to(self._states)
+        try:
+            yield
+        finally:
+            self._states = _states()
+            _go_to(elsewhere)
+
+    def leave(self) -> None:
+        """Leaves the generators where the last draw did."""
+        _go_to(self._states)
+
+
+def _give_back(kept: _Kept) -> None:
+    _go_to(kept.states)
     for (owner, name), of in kept.buffers.items():
         owner._buffers[name] = of and of[0]
         if of is not None and _changed(*of):

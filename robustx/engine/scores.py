@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.futures import Future
 
 from .checks import ArgumentError
 from .packing import flat
@@ -22,7 +23,7 @@ class TargetError(ArgumentError, IndexError):
     """The target does not fit the model's output. Also an AssertionError and an IndexError, as Captum raises either."""
 
 
-class OutputError(ValueError):
+class OutputError(ArgumentError):
     """The model returned something that no number per row can be read off."""
 
 
@@ -235,6 +236,8 @@ def tensor_output(out: Any, rows: Tensor) -> Tensor:
     if not isinstance(out, Tensor):
         told = f"a {type(out).__name__}" + (f" of {len(out)}" if isinstance(out, tuple | list) else "")
         way = "wrap it, for example: lambda x: model(x)[0]"
+        if isinstance(out, Future):
+            way = "a few methods have attribute_future for that; for others wait for it: lambda x: model(x).wait()"
         if isinstance(out, Mapping):
             way = f"wrap it, for example: lambda x: model(x)[{next(iter(out), 'logits')!r}]"
         raise OutputError(f"model must return one tensor, got {told}; {'return it' if out is None else way}")
