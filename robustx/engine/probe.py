@@ -143,7 +143,7 @@ class Probe:
         parts = read(self.everyone) or [look(self.everyone)]
         # As many rows as examples may be chance (the state of an LSTM), but not for two numbers of them.
         if any(self._doubtful(t) for part in parts for t in part):
-            read(self.everyone[:1].expand(len(parts[0][0]) + 1))
+            read(self.everyone[:1].expand(2 if len(parts[0][0]) == 1 else 1))
         return tuple(torch.cat(t) for t in zip(*parts, strict=True))
 
     def _batched(self, here: Tensors, rows: Tensor) -> Tensors:
@@ -157,8 +157,8 @@ class Probe:
 
     @staticmethod
     def _doubtful(t: Tensor) -> bool:
-        """Whether another axis might be the batch as well."""
-        return len(t) in t.shape[1:]
+        """Whether the batch might as well come second, as in sequences and states [T, B, C]."""
+        return t.ndim == 3 and len(t) == t.shape[1]
 
     @cached_property
     def packing(self) -> Packing:

@@ -90,6 +90,12 @@ def test_rows_through_the_model(name, options, forward, backward, delta):
     assert ours.backward <= theirs.backward
 
 
+def test_pictures_as_wide_as_the_batch_are_read_once():
+    """Only what may have the batch second is read again, to tell which it is."""
+    model, x = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(64, 2)), torch.rand(4, 1, 4, 4)
+    assert count(model, lambda: attribution.LayerActivation(model, model[0]).attribute(x))[0].forward == 4
+
+
 def test_equal_rows_with_arguments_of_their_own_are_asked_apart():
     """Where a further argument follows the examples, equal inputs of two examples are two questions."""
 
