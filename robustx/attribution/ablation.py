@@ -14,7 +14,6 @@ from ..engine.guard import Turns, guarded, untouched
 from ..engine.packing import Packing, Tensors, flat
 from ..engine.probe import Probe
 from ..engine.randomness import Noise, identities
-from ..engine.scores import Each
 from ..engine.sites import Layer
 from ..perturb.features import Features, Windows, features_of
 from ..perturb.references import Giver, here, through
@@ -145,7 +144,7 @@ class FeatureAblation(PerturbationAttribution):
         _unused(kwargs)
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         players = Coalitions(f, features_of(feature_mask, f.inputs, door.names), through(baselines))
-        return door.out(_maps(players, feature_ablation(players, self._title, show_progress)))
+        return door.out(players.maps(feature_ablation(players, self._title, show_progress)))
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """The same for a model that returns a ``torch.futures.Future``: a future of the attributions.
@@ -194,7 +193,7 @@ class Occlusion(PerturbationAttribution):
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         windows = Windows.over(f.inputs, sliding_window_shapes, 1 if strides is None else strides, door.names)
         players = Coalitions(f, windows, through(baselines))
-        return door.out(_maps(players, feature_ablation(players, self._title, show_progress)))
+        return door.out(players.maps(feature_ablation(players, self._title, show_progress)))
 
 
 class FeaturePermutation(PerturbationAttribution):
@@ -290,7 +289,7 @@ class LayerFeatureAblation(LayerAttribution, PerturbationAttribution):
             inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval, at=site
         )
         players = Coalitions(f, features_of(layer_mask, f.here), here(layer_baselines))
-        return self._out(site, _maps(players, feature_ablation(players)))
+        return self._out(site, players.maps(feature_ablation(players)))
 
 
 class LayerFeaturePermutation(LayerAttribution, PerturbationAttribution):
@@ -378,7 +377,7 @@ class NeuronFeatureAblation(NeuronAttribution, PerturbationAttribution):
         score = self._neuron(neuron_selector, attribute_to_neuron_input)
         door, f = self._bind(inputs, score, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         players = Coalitions(f, features_of(feature_mask, f.inputs, door.names), through(baselines))
-        return door.out(_maps(players, feature_ablation(players)))
+        return door.out(players.maps(feature_ablation(players)))
 
 
 def _shuffled(
@@ -389,14 +388,8 @@ def _shuffled(
     players = Coalitions(f, features, given)
     if f.examples == 1:
         warnings.warn("a single example has no other to take values from: its attributions are zero", stacklevel=4)
-        return _maps(players, torch.zeros_like(players.all_there)[..., None].repeat_interleave(features.count, -1))
-    return _maps(players, feature_ablation(players, what, show))
-
-
-def _maps(players: Coalitions, falls: Tensor) -> Tensors:
-    """A map for each number [B * M, ...], or [B, T, ...] for several scores."""
-    maps = players.shown(falls.flatten(0, -2))
-    return tuple(m.unflatten(0, falls.shape[:-1]) for m in maps) if isinstance(players.f.of, Each) else maps
+        return players.maps(torch.zeros_like(players.all_there)[..., None].repeat_interleave(features.count, -1))
+    return players.maps(feature_ablation(players, what, show))
 
 
 def _unused(kwargs: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from ..engine.packing import Packing, Tensors, flat
 from ..engine.probe import Probe
 from ..engine.progress import progress
 from ..engine.randomness import identities
-from ..engine.scores import Everything, OutputError
+from ..engine.scores import Each, Everything, OutputError
 from ..perturb.features import Features
 from ..perturb.gates import gated
 from ..perturb.references import Giver, Reference
@@ -117,6 +117,11 @@ class Coalitions:
         each = len(values) // max(self.examples, 1)
         rows = torch.arange(self.examples, device=values.device).repeat_interleave(each)
         return Packing.of(self.f.here).split(self.features.shown(values, rows))
+
+    def maps(self, values: Tensor) -> Tensors:
+        """Values [B, ..., F] as elements show them: a map for each number [B * M, ...], for several scores [B, T, ...]."""
+        maps = self.shown(values.flatten(0, -2))
+        return tuple(m.unflatten(0, values.shape[:-1]) for m in maps) if isinstance(self.f.of, Each) else maps
 
     @cached_property
     def names(self) -> list[str]:
