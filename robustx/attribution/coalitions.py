@@ -108,9 +108,12 @@ class Coalitions:
                 gates = self._dtyped(absent(k, rows))
                 return gates, rows
 
-            for part, values in g.values(count * len(asked), query):
-                yield Answers(*where(part), gates, values)
-                more(part.stop - part.start)
+            try:
+                for part, values in g.values(count * len(asked), query):
+                    yield Answers(*where(part), gates, values)
+                    more(part.stop - part.start)
+            except OutputError as e:  # as many numbers for the whole batch as there are examples look like theirs
+                raise OutputError(f"{e}; if it answers for the whole batch, set perturbations_per_eval=1") from None
 
     def shown(self, values: Tensor) -> Tensors:
         """Values of features [N, F] as their elements show them [N, *shape] each; equally many rows of each example."""

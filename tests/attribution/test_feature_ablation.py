@@ -1,14 +1,21 @@
 """Feature ablation: what falls when a feature goes, by whatever means it is said which features there are."""
 
+import captum.attr
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from robustx.attribution import FeatureAblation, feature_ablation
+from robustx.attribution import (
+    FeatureAblation,
+    LayerFeatureAblation,
+    NeuronFeatureAblation,
+    Occlusion,
+    feature_ablation,
+)
 from robustx.attribution.coalitions import Coalitions
-from robustx.engine import Layer, Output, Probe
-from robustx.perturb import columns, here, through
+from robustx.engine import Layer, Output, OutputError, Probe
+from robustx.perturb import Windows, columns, here, through, words
 
 
 @pytest.fixture
@@ -128,3 +135,146 @@ def test_corners_are_made_batch_by_batch():
     x = torch.rand(1, n, dtype=torch.float64)
     assert_close(FeatureAblation(model).attribute(x, perturbations_per_eval=50), x)
     assert max(largest) == 50 * n  # the first batch is smaller, to be weighed
+
+
+def test_as_many_numbers_for_the_whole_batch_as_examples():
+    """They look like one for each; captum, too, takes them for the whole batch's only pass by pass."""
+    x = torch.randn(3, 4).double()
+    weight = torch.randn(4, 3).double()
+    for per in (None, 2):
+        with pytest.raises(OutputError, match="set perturbations_per_eval=1"):
+            FeatureAblation(lambda x: (x @ weight).sum(0)).attribute(x, perturbations_per_eval=per)
+    found = FeatureAblation(lambda x: (x @ weight).sum(0)).attribute(x, perturbations_per_eval=1)
+    assert_close(found, x.sum(0) * weight.T)
+
+
+def test_features_of_ones_own(model):
+    """Whatever cuts an example up may stand for a mask."""
+    x = torch.randn(4, 5).double()
+    table = columns({"block": ["c", "a"]}, ["a", "b", "c", "d", "e"])
+    found = FeatureAblation(model).attribute(x, target=0, feature_mask=table)
+    assert_close(found, FeatureAblation(model).attribute(x, target=0, feature_mask=torch.tensor([0, 1, 0, 2, 3])))
+    halves = (x[:, :2], x[:, 2:])
+    windows = Windows.over(halves, (1, 2))
+    joined = FeatureAblation(lambda a, b: model(torch.cat([a, b], 1))).attribute(halves, target=0, feature_mask=windows)
+    occluded = Occlusion(lambda a, b: model(torch.cat([a, b], 1))).attribute(halves, (1, 2), target=0)
+    assert_close(joined, occluded)
+    with pytest.raises(ValueError, match="feature_mask cuts 5 elements of an example, but the inputs have 4"):
+        FeatureAblation(model).attribute(x[:, :4], target=0, feature_mask=table)
+
+
+def test_words_of_tokens():
+    """A word's tokens give way together, the special ones and padding too."""
+    weight = torch.randn(6, 4).double()
+    ids = torch.tensor([[0, 3, 4, 5, 1], [0, 2, 1, 1, 1]])
+    spans = [[(0, 0), (0, 4), (4, 7), (8, 9), (0, 0)], [(0, 0), (0, 2), (0, 0), (0, 0), (0, 0)]]
+    model = lambda ids: weight[ids].sum((1, 2))
+    found = FeatureAblation(model).attribute(ids, 1, feature_mask=words(spans))
+    of_each = weight[ids].sum(2) - weight[1].sum()
+    expected = torch.stack([of_each[0, [0, 1, 1, 3, 0]], of_each[1]])
+    expected[0, [0, 4]] = of_each[0, [0, 4]].sum()
+    expected[0, [1, 2]] = of_each[0, [1, 2]].sum()
+    expected[1, [0, 2, 3, 4]] = of_each[1, [0, 2, 3, 4]].sum()
+    assert_close(found, expected)
+
+
+# --- at layers, for neurons, later ------------------------------------------------------------------------
+
+
+def test_a_layer_is_ablated_as_the_rest_of_the_model_is():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, mask = torch.randn(4, 5).double(), torch.tensor([0, 7, 7, 2])
+    hidden = model[:3](x).detach()
+    for baseline in (None, 0.5, hidden[:1], hidden.flip(0)):
+        options = {"target": [0, 2, 1, 1]}
+        expected = FeatureAblation(model[3:]).attribute(hidden, baseline, feature_mask=mask, **options)
+        found = LayerFeatureAblation(model, model[2]).attribute(x, baseline, layer_mask=mask, **options)
+        assert_close(found, expected)
+        into = LayerFeatureAblation(model, model[3])
+        assert_close(into.attribute(x, baseline, layer_mask=mask, attribute_to_layer_input=True, **options), expected)
+
+
+def test_what_comes_before_a_layer_runs_once():
+    """Each feature costs the layers behind it only."""
+    first, last = nn.Linear(5, 6), nn.Linear(6, 3)
+    model, rows = nn.Sequential(first, last), {}
+    for name, layer in (("first", first), ("last", last)):
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: rows.update({name: rows.get(name, 0) + len(args[0])})
+        )
+    LayerFeatureAblation(model, first).attribute(torch.randn(4, 5), target=0)
+    assert rows["first"] <= 2 * 4 and rows["last"] == 2 * 4 + 4 * 6
+
+
+def test_layers_of_several_tensors_and_lists_of_layers():
+    class Halves(nn.Module):
+        def forward(self, x):
+            return x[:, :2] * 2, x[:, 2:]
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.halves, self.last = Halves(), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.last(torch.cat(self.halves(x), 1))
+
+    model, x = Joined().double(), torch.randn(4, 5).double()
+    weight = model.last.weight[1].detach()
+    a, b = LayerFeatureAblation(model, model.halves).attribute(x, target=1)
+    assert_close((a, b), (2 * x[:, :2] * weight[:2], x[:, 2:] * weight[2:]))
+    across = (torch.tensor([0, 1]), torch.tensor([1, 1, 2]))
+    a, b = LayerFeatureAblation(model, model.halves).attribute(x, (0.0, 1.0), target=1, layer_mask=across)
+    joint = 2 * x[:, 1] * weight[1] + ((x[:, 2:4] - 1) * weight[2:4]).sum(1)
+    assert_close(a[:, 1], joint)
+    assert_close(b[:, :2], joint[:, None].expand(-1, 2))
+    (inner, outer) = LayerFeatureAblation(model, [model.halves, model.last]).attribute(x, target=1)
+    assert_close(outer, LayerFeatureAblation(model, model.last).attribute(x, target=1))
+    assert all((part == 0).all() for part in inner)  # what came of it is written over behind
+
+
+def test_a_neuron_is_ablated_as_a_model_that_ends_there(model):
+    x, mask = torch.randn(4, 5).double(), torch.tensor([3, 3, 0, 1, 0])
+    for selector, score in ((2, lambda h: h[:, 2]), ((slice(1, 4),), lambda h: h[:, 1:4].sum(1))):
+        found = NeuronFeatureAblation(model, model[1]).attribute(x, selector, 0.5, feature_mask=mask)
+        plain = FeatureAblation(lambda x, score=score: score(model[:2](x))).attribute(x, 0.5, feature_mask=mask)
+        assert_close(found, plain)
+
+
+def later(function):
+    """A function that answers by a future."""
+
+    def asked(*args):
+        answer = torch.futures.Future()
+        answer.set_result(function(*args))
+        return answer
+
+    return asked
+
+
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_models_that_answer_later(model, aggregate):
+    x = torch.randn(4, 5).double()
+    function = (lambda x: model(x)[:, 1].sum()) if aggregate else (lambda x: model(x)[:, 1])
+    options = {"feature_mask": torch.tensor([[0, 0, 1, 2, 1]])}  # captum wants the batch axis
+    answer = FeatureAblation(later(function)).attribute_future(x, **options)
+    assert isinstance(answer, torch.futures.Future)
+    assert_close(answer.wait(), FeatureAblation(function).attribute(x, **options))
+    per = 1 if aggregate else 2
+    theirs = captum.attr.FeatureAblation(later(function)).attribute_future(x, perturbations_per_eval=per, **options)
+    assert_close(answer.wait(), theirs.wait())
+
+
+def test_futures_and_values_are_told_apart(model):
+    x = torch.randn(4, 5).double()
+    with pytest.raises(AssertionError, match="attribute_future is for a model that returns futures, got Tensor"):
+        FeatureAblation(model).attribute_future(x, target=0)
+    with pytest.raises(AssertionError, match=r"got a Future; a few methods have attribute_future"):
+        FeatureAblation(later(model)).attribute(x, target=0)
+
+
+def test_what_is_not_used_is_named(model):
+    x = torch.randn(4, 5).double()
+    with pytest.warns(UserWarning, match="attribute makes no use of feature_masks"):
+        FeatureAblation(model).attribute(x, target=0, feature_masks=torch.tensor([0, 0, 1, 1, 1]))
