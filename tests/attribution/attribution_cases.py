@@ -13,6 +13,7 @@ from robustx import attribution
 from robustx.attribution import Attribution, LayerAttribution, LayerGradCam, NeuronAttribution
 
 METHODS = [c for c in vars(attribution).values() if isclass(c) and issubclass(c, Attribution) and not isabstract(c)]
+METHODS.remove(attribution.LimeBase)  # it is made of a user's functions, and explains one example
 
 
 def attended(here):
@@ -97,6 +98,7 @@ class Case:
         coarse: arguments with which it does not, but where it says by how much; None: it does not say.
         lacks: the laws that it cannot meet, and why.
         note: what tells it from another case of the method.
+        made: with what else it is made.
     """
 
     method: type[Attribution]
@@ -107,11 +109,12 @@ class Case:
     coarse: Mapping[str, Any] | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     def bind(self, model):
         if self.over is not None:
             return self.method(self.over.bind(model))
-        return self.method(model, *([model.layer] if self.layered else []))
+        return self.method(model, *([model.layer] if self.layered else []), **self.made)
 
     def __call__(self, model, inputs, target=..., **options):
         return self.ask(self.bind(model), inputs, target, **options)
@@ -200,12 +203,16 @@ KEPT = RULED | {
 }
 FEW = {"n_steps": 8}
 OWN_PATH = {"linear": "each score has a path of its own", "idle": "what the model does not use moves first"}
+RIDGE = attribution.SkLearnRidge(alpha=0.01)  # lasso, which is usual, takes the scores of these models for noise
+FITTED = {"gradient": "it needs values only", "unused": "chance leaves something to every feature"}
 SQUARES = {"linear": "squares of gradients share out what happens"}
 
 TABLE = [
     Case(
         attribution.FeatureAblation, lacks={"gradient": "it needs values only", "one": "several numbers, several maps"}
     ),
+    Case(attribution.KernelShap, {"n_samples": 300, "seed": 0}, exact={}, lacks=FITTED),
+    Case(attribution.Lime, {"n_samples": 60, "seed": 0}, made={"interpretable_model": RIDGE}, lacks=FITTED),
     Case(attribution.Saliency, lacks={"linear": "sizes have no sign"}),
     Case(attribution.Saliency, {"abs": False}, note="signed"),
     Case(attribution.InputXGradient),
