@@ -1,6 +1,6 @@
 """The perturbation pipeline: norms and regions, features and gates, references and goals."""
 
-from .features import Features, Partition, Windows, columns, elements, features_of, from_masks, words
+from .features import Features, Partition, Windows, blocks, columns, elements, features_of, from_masks, words
 from .gates import Gates, gated
 from .goals import LOSSES, Between, Goal, Leave, Reach, Until, as_logits
 from .norms import L0, L1, L2, NORMS, Linf, Norm, norm_of
@@ -32,6 +32,7 @@ __all__ = [
     "Windows",
     "among",
     "as_logits",
+    "blocks",
     "blur",
     "by",
     "columns",

@@ -127,6 +127,16 @@ class Windows(Features):
         of_each = zip(inputs, every_length, every_stride, strict=True)
         return cls(tuple(tuple(_sides(t, length, stride)) for t, length, stride in of_each))
 
+    @classmethod
+    def smooth(cls, inputs: Tensors, cells: int) -> Self:
+        """Boxes with soft sides: gates on a grid are spread by linear interpolation, with all channels alike.
+
+        ``cells`` along each axis of the tensors [B, C, ...] (or as many as there are elements); in a table [B, D]
+        each element is a feature.
+        """
+        whole("cells", cells, 1)
+        return cls(tuple(tuple(_soft_sides(t, cells)) for t in inputs))
+
     @property
     def count(self) -> int:
         return sum(self._counts)
@@ -184,6 +194,47 @@ def _sides(t: Tensor, length: int | tuple[int, ...], stride: int | tuple[int, ..
         starts = torch.arange(ceil((n - a) / s) + 1 if n else 0, device=t.device)[:, None] * s
         places = torch.arange(n, device=t.device)
         yield ((places >= starts) & (places < starts + a)).float()
+
+
+def _soft_sides(t: Tensor, cells: int) -> Iterator[Tensor]:
+    for i, n in enumerate(t.shape[1:]):
+        if i == 0 and t.ndim > 2:
+            yield torch.ones(1, n, device=t.device)
+            continue
+        count = n if t.ndim == 2 else min(cells, n)
+        yield hats((torch.arange(n, device=t.device, dtype=torch.float64) + 0.5) * count / max(n, 1) - 0.5, count)
+
+
+def hats(places: Tensor, count: int) -> Tensor:
+    """Weights of linear interpolation between ``count`` points 0, 1, ..., at ``places`` [..., n]: [..., count, n]."""
+    points = torch.arange(count, device=places.device)[:, None]
+    return (1 - (places.clamp(0, count - 1)[..., None, :] - points).abs()).clamp(min=0)
+
+
+def blocks(inputs: Tensors, cells: int | None = None) -> Partition:
+    """The places of tensors [B, C, ...], with all their channels; in a table [B, D] each element is a feature.
+
+    Args:
+        inputs: the tensors.
+        cells: join places to this many blocks along each axis (as many as there are places, if these are fewer).
+
+    >>> blocks((torch.zeros(1, 3, 4, 4),), 2).ids.reshape(3, 4, 4)[0]
+    tensor([[0, 0, 1, 1],
+            [0, 0, 1, 1],
+            [2, 2, 3, 3],
+            [2, 2, 3, 3]])
+    """
+    parts, first = [], 0
+    for t in inputs:
+        axes = t.shape[1:] if t.ndim <= 2 else t.shape[2:]
+        ids = torch.zeros(1, dtype=torch.long, device=t.device)
+        for n in axes:
+            count = n if cells is None or t.ndim <= 2 else min(whole("cells", cells, 1), n)
+            at = torch.arange(n, device=t.device) * count // max(n, 1)
+            ids = (ids[:, None] * count + at).flatten()
+        parts.append(first + ids.repeat(prod(t.shape[1 : t.ndim - len(axes)])))
+        first += int(ids.max()) + 1 if len(ids) else 0
+    return Partition(torch.cat(parts))
 
 
 def _for_each(what: str, value: Any, inputs: Tensors, names: tuple[str, ...] | None) -> list[int | tuple[int, ...]]:
