@@ -15,7 +15,6 @@ from ..attribution.coalitions import Coalitions
 from ..attribution.path import gauss_legendre, integrated_gradients, mean_grad
 from ..engine.packing import Tensors
 from ..engine.probe import ModelError, Probe
-from ..engine.sites import Input
 from ..perturb.features import Features
 from ..perturb.gates import Gates, gated
 from ..perturb.norms import Linf
@@ -177,8 +176,3 @@ class Replace(Domain):
     def inputs(self, z: Tensor) -> Tensors:
         assert isinstance(self.probe.at, Gates)
         return self.probe.at.blend(z, self.f.everyone)
-
-
-def change(f: Probe, features: Features, after: Tensors) -> Probe:
-    """The goal between the examples and their counterfactuals: one gate per feature, shut before, open after."""
-    return gated(f.to(at=Input(), strict=False), features, lambda _: after)

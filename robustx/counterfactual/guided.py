@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attribution.shapley import shapley
+from ..attribution.shapley import shares_of_change
 from ..engine.guard import guarded
 from ..engine.packing import finest, row_sums
 from ..engine.probe import Door, Probe
+from ..engine.sites import Input
 from ..perturb.features import Partition, from_masks
 from ..perturb.goals import Goal, aim
 from ..perturb.references import blur, through
 from ..perturb.region import box
-from .domain import Domain, Move, Replace, change
+from .domain import Domain, Move, Replace
 from .result import CounterfactualResult
 
 
@@ -268,8 +269,7 @@ class Guided:
         there = f.to(inputs=after, strict=False)
         margin = there.score
         sets = best.sets & found
-        g = change(f, features, after)
-        shares = shapley(g, sets)
+        shares = shares_of_change(f.to(at=Input(), strict=False), features, after, sets)
         way = [
             finest(a) - finest(b) if a.is_floating_point() else finest(a != b)
             for a, b in zip(after, f.inputs, strict=True)
