@@ -26,7 +26,7 @@ from ..perturb.gates import Gates
 from ..perturb.references import here, through
 from .base import PerturbationAttribution
 from .coalitions import Absent, Answers, Coalitions
-from .linear import SkLearnLasso, SkLearnLinearModel, least_squares
+from .linear import LinearModel, SkLearnLasso, SkLearnLinearModel, least_squares
 from .noise import BUDGET, drawing
 
 
@@ -220,11 +220,11 @@ def _precise(t: Tensor) -> Tensor:
 # --- draws ------------------------------------------------------------------------------------------------
 
 
-def _coins(examples: int, count: int, n: int) -> Iterator[Tensor]:
+def _coins(examples: int, count: int, n: int, model: Surrogate) -> Iterator[Tensor]:
     """Each feature is there or not [S, F], for each example; from the global generator, as by captum."""
     for _ in range(examples):
         yield torch.bernoulli(torch.full((count, n), 0.5))
-        _fit_of_captums(n)
+        _fit_of_captums(n, model)
 
 
 def _keyed_coins(noise: Noise, count: int, n: int) -> Iterable[Tensor]:
@@ -262,10 +262,11 @@ def _largest(scores: Tensor, sizes: Tensor) -> Tensor:
     return scores > scores.sort(-1).values.gather(-1, scores.shape[-1] - sizes - 1)
 
 
-def _fit_of_captums(n: int) -> None:
+def _fit_of_captums(n: int, model: Surrogate | None = None) -> None:
     """Draws what captum draws when it fits an example: a seed for its loader, and a layer to write coefficients to."""
     torch.empty((), dtype=torch.int64).random_()
-    nn.Linear(n, 1)
+    if model is None or isinstance(model, LinearModel):
+        nn.Linear(n, 1)
 
 
 # --- Captum's classes -------------------------------------------------------------------------------------
@@ -577,7 +578,7 @@ class Lime(_FeatureSurrogate):
         if self.perturb_func is not None:
             drawn: Iterable[Tensor] = self._own(door, players, count)
         elif seed is None:
-            drawn = _coins(players.examples, count, n)
+            drawn = _coins(players.examples, count, n, self.interpretable_model)
         else:
             drawn = _keyed_coins(Noise(seed, "lime", players.names), count, n)
         samples = [s.to(players.f.device) for s in drawn]
@@ -593,6 +594,7 @@ class Lime(_FeatureSurrogate):
             inputs = door.out([t if players.whole else t[i : i + 1] for t in players.f.inputs])
             found = list(_called(self.perturb_func, count, inputs, _told(door, players, i)))
             yield torch.cat(found).reshape(len(found), players.features.count)
+            _fit_of_captums(players.features.count, self.interpretable_model)
 
     def _weigher(self, door: Door, players: Coalitions) -> Similarity:
         """Asks a similarity of the user's own sample by sample."""
