@@ -62,17 +62,16 @@ def by_sets(
 
     Args:
         gone: numbers of sets [n] -> which features are gone [n, F]; none is in number 0, whose score is known.
-        weights: numbers of sets [n] -> how much the score of each counts for each of C values [n, C].
+        weights: numbers of sets [n] -> how much the score of each counts for each of C values [n, C]; over all sets
+            that comes to nothing, so that a score may be taken as the difference from the one with all there.
     """
     rows = everyone(players) if rows is None else rows
     place = _places(players, rows)
-    first = weights(torch.zeros_like(rows))
-    tally = Tally(players, len(rows), first.shape[1])
-    slots = torch.arange(tally.width, device=rows.device)
-    tally.add(players.all_there[rows], place[rows], slots.expand_as(first), first)
+    width = weights(rows[:0]).shape[1]
+    tally, slots = Tally(players, len(rows), width), torch.arange(width, device=rows.device)
     for a in players.ask(count - 1, lambda k, _: gone(k + 1), what, show, rows):
         w = weights(a.sets + 1)
-        tally.add(a.values, place[a.rows], slots.expand_as(w), w)
+        tally.add(finest(a.values) - finest(players.all_there[a.rows]), place[a.rows], slots.expand_as(w), w)
     return tally.sums
 
 

@@ -86,6 +86,18 @@ def some(inputs):
     return tree_map(rows, inputs)
 
 
+def columns(inputs):
+    """A feature for each place on the last axis of each input, in the form of the inputs."""
+    if isinstance(inputs, Mapping):
+        return dict(zip(sorted(inputs), columns([inputs[n] for n in sorted(inputs)]), strict=True))
+    if isinstance(inputs, torch.Tensor):
+        return columns([inputs])[0] if inputs.ndim else None
+    if not isinstance(inputs, tuple | list) or not all(isinstance(t, torch.Tensor) for t in inputs):
+        return None  # these are no inputs
+    ends = torch.tensor([t.shape[-1] for t in inputs]).cumsum(0).tolist()
+    return tuple(torch.arange(end - t.shape[-1], end) for t, end in zip(inputs, ends, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A method; ``case(model, inputs, ...)`` is its attribution of output 2, or of neuron 2 of the layer.
@@ -125,7 +137,10 @@ class Case:
             target = unit if self.neuron else 2
         aim = {} if self.target is None or self.target in options else {self.target: target}
         usual = self.usual if self.over is None else {**self.over.usual, **self.usual}
-        return bound.attribute(inputs, **{**usual, **aim, **options})
+        given = {**usual, **aim, **options}
+        if given.get("feature_mask") is columns:
+            given["feature_mask"] = columns(inputs)
+        return bound.attribute(inputs, **given)
 
     def takes(self, name):
         own = name in signature(self.method.attribute).parameters
@@ -180,11 +195,15 @@ class Case:
                 return [torch.Size((b, *layer))]
             case "tokens":
                 return [torch.Size((b, 2))]  # three, without the first
+            case "pairs":
+                return [torch.Size((b, *2 * (sum(t.shape[-1] for t in inputs),)))]
 
     def _stands(self):
         method = self.method if self.over is None else self.over.method
         if method in (attribution.AttentionRollout, attribution.TransformerRelevance):
             return "tokens"
+        if method is attribution.ShapleyInteractions:
+            return "pairs"
         if issubclass(method, LayerAttribution) and not issubclass(method, NeuronAttribution):
             return "map" if issubclass(method, LayerGradCam) else "layer"
         return "input"
@@ -205,14 +224,38 @@ FEW = {"n_steps": 8}
 OWN_PATH = {"linear": "each score has a path of its own", "idle": "what the model does not use moves first"}
 RIDGE = attribution.SkLearnRidge(alpha=0.01)  # lasso, which is usual, takes the scores of these models for noise
 FITTED = {"gradient": "it needs values only", "unused": "chance leaves something to every feature"}
+VALUES = {"gradient": "it needs values only", "one": "several numbers, several maps"}
+COLUMNS = {"feature_mask": columns}
+MASKED = "every place shows a mean score"
 SQUARES = {"linear": "squares of gradients share out what happens"}
 
 TABLE = [
-    Case(
-        attribution.FeatureAblation, lacks={"gradient": "it needs values only", "one": "several numbers, several maps"}
-    ),
+    Case(attribution.FeatureAblation, lacks=VALUES),
     Case(attribution.KernelShap, {"n_samples": 300, "seed": 0}, exact={}, lacks=FITTED),
     Case(attribution.Lime, {"n_samples": 60, "seed": 0}, made={"interpretable_model": RIDGE}, lacks=FITTED),
+    Case(attribution.ShapleyValueSampling, {"n_samples": 4, "seed": 0}, exact={}, lacks=VALUES),
+    *(
+        Case(
+            attribution.ShapleyValueSampling, COLUMNS | {"n_samples": 4, "seed": 0, "sampling": s}, lacks=VALUES, note=s
+        )
+        for s in ("antithetic", "stratified")
+    ),
+    Case(attribution.ShapleyValues, COLUMNS, lacks=VALUES),
+    Case(attribution.OwenValues, COLUMNS, lacks=VALUES),
+    Case(attribution.OwenValues, {"n_samples": 4, "seed": 1}, exact={}, lacks=VALUES, note="drawn"),
+    Case(attribution.BanzhafValues, COLUMNS, lacks=VALUES),
+    Case(attribution.BanzhafValues, {"n_samples": 8, "seed": 1}, lacks=FITTED | VALUES, note="drawn"),
+    Case(attribution.ShapleyInteractions, COLUMNS, lacks=VALUES),
+    Case(attribution.ShapleyInteractions, COLUMNS | {"n_samples": 2, "seed": 1}, lacks=VALUES, note="drawn"),
+    Case(attribution.RISE, {"n_samples": 40, "seed": 0}, lacks=VALUES | {"start": MASKED, "unused": MASKED}),
+    Case(
+        attribution.SobolAttribution, {"n_samples": 8, "seed": 0}, lacks=VALUES | {"linear": "variances have no sign"}
+    ),
+    Case(
+        attribution.ExtremalPerturbation,
+        {"n_steps": 30, "area": 0.5},
+        lacks=dict.fromkeys(("linear", "start", "unused"), "masks have an area, and no scale"),
+    ),
     Case(attribution.Saliency, lacks={"linear": "sizes have no sign"}),
     Case(attribution.Saliency, {"abs": False}, note="signed"),
     Case(attribution.InputXGradient),

@@ -17,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
-from robustx.attribution import IntegratedGradients, PerturbationAttribution
+from robustx.attribution import Attribution, IntegratedGradients, PerturbationAttribution
 from robustx.engine import Each, TargetError
 
 
@@ -175,9 +175,10 @@ class Idle(nn.Module):
 def test_what_the_model_does_not_use_gets_nothing(case):
     (x,) = inputs_of(Net())
     found = case(Net(), x)
-    assert (found[..., 2] == 0).all() and found[..., :2].abs().sum() > 0
+    tiny = 1e-15 if issubclass(case.method, PerturbationAttribution) else 0.0  # what is left of sums of scores
+    assert (found[..., 2].abs() <= tiny).all() and found[..., :2].abs().sum() > 0
     whole, idle = case(Idle(), (x, x.flip(0)))
-    assert whole.abs().sum() > 0 and (idle == 0).all()
+    assert whole.abs().sum() > 0 and (idle.abs() <= tiny).all()
     if not case.drawn and case.meets("idle"):  # else draws are a function of all inputs
         assert_same(whole, found)
 
@@ -449,7 +450,11 @@ def test_captums_wrappers_can_wrap_it(case):
     assert method.attribute.__wrapped__ is not method.attribute
     assert "".join(method.get_name().split()) == type(method).__name__
     assert case.takes("additional_forward_args")
-    with pytest.raises(NotImplementedError, match=f"attribute_future is not implemented for {type(method).__name__}"):
+    if type(method).attribute_future is Attribution.attribute_future:
+        words, error = f"not implemented for {type(method).__name__}", NotImplementedError
+    else:
+        words, error = "for a model that returns futures, got Tensor", TypeError
+    with pytest.raises(error, match=f"attribute_future is {words}"):
         method.attribute_future(*inputs_of(Net()))
 
 
