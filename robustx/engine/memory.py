@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from .checks import ArgumentError
 from .guard import Shared
@@ -105,6 +105,18 @@ _EAGER = Shared(lambda: torch.compiler.set_stance("force_eager"))
 def eagerly() -> AbstractContextManager[None]:
     """Compiled models run uncompiled meanwhile, if there can be any: what is fused is neither weighed nor watched."""
     return _EAGER.on() if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def unweighed() -> Iterator[None]:
+    """What is made meanwhile counts for nothing: work that minds its memory by itself."""
+    scales = [m for m in _get_current_dispatch_mode_stack() if isinstance(m, _Scales)]
+    before = [s.bytes for s in scales]
+    try:
+        yield
+    finally:
+        for s, weight in zip(scales, before, strict=True):
+            s.bytes = weight
 
 
 class _Scales(TorchDispatchMode):
