@@ -127,16 +127,6 @@ class Windows(Features):
         of_each = zip(inputs, every_length, every_stride, strict=True)
         return cls(tuple(tuple(_sides(t, length, stride)) for t, length, stride in of_each))
 
-    @classmethod
-    def smooth(cls, inputs: Tensors, cells: int) -> Self:
-        """Boxes with soft sides: gates on a grid are spread by linear interpolation, with all channels alike.
-
-        ``cells`` along each axis of the tensors [B, C, ...] (or as many as there are elements); in a table [B, D]
-        each element is a feature.
-        """
-        whole("cells", cells, 1)
-        return cls(tuple(tuple(_soft_sides(t, cells)) for t in inputs))
-
     @property
     def count(self) -> int:
         return sum(self._counts)
@@ -171,6 +161,19 @@ class Windows(Features):
         """For each element the sum over its windows [N, F] -> [N, D]."""
         parts = zip(values.split_with_sizes(self._counts, 1), self.sides, strict=True)
         return torch.cat([_along(v, of) for v, of in parts], 1)
+
+
+class Grid(Windows):
+    """Boxes with soft sides: gates on a coarse grid are spread by linear interpolation, with all channels alike."""
+
+    @classmethod
+    def of(cls, inputs: Tensors, cells: int) -> Self:
+        """``cells`` along each axis of tensors [B, C, ...], or as many as there are; every column of a table."""
+        whole("cells", cells, 1)
+        return cls(tuple(tuple(_soft_sides(t, cells)) for t in inputs))
+
+    def spread(self, gates: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self._sums(gates)  # no more than 1 but by rounding, and there a limit would hide its gradient
 
 
 def _along(values: Tensor, sides: Sequence[Tensor]) -> Tensor:

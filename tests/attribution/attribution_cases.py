@@ -13,6 +13,7 @@ from robustx import attribution
 from robustx.attribution import Attribution, LayerAttribution, LayerGradCam, NeuronAttribution
 
 METHODS = [c for c in vars(attribution).values() if isclass(c) and issubclass(c, Attribution) and not isabstract(c)]
+METHODS.remove(attribution.DataLoaderAttribution)  # it is asked about data loaders
 METHODS.remove(attribution.LimeBase)  # it is made of a user's functions, and explains one example
 
 
@@ -227,10 +228,18 @@ FITTED = {"gradient": "it needs values only", "unused": "chance leaves something
 VALUES = {"gradient": "it needs values only", "one": "several numbers, several maps"}
 COLUMNS = {"feature_mask": columns}
 MASKED = "every place shows a mean score"
+WIDE = {"unused": "a window covers more than one element"}
+OTHERS = {"alone": "features take their values from other examples", "unused": "... drawn as a function of all inputs"}
 SQUARES = {"linear": "squares of gradients share out what happens"}
 
 TABLE = [
     Case(attribution.FeatureAblation, lacks=VALUES),
+    Case(attribution.LayerFeatureAblation, lacks=VALUES),
+    Case(attribution.NeuronFeatureAblation, lacks=VALUES),
+    Case(attribution.Occlusion, {"sliding_window_shapes": 1}, lacks=VALUES),
+    Case(attribution.Occlusion, {"sliding_window_shapes": 2}, lacks=VALUES | WIDE, note="by pairs"),
+    Case(attribution.FeaturePermutation, {"seed": 0}, lacks=VALUES | OTHERS),
+    Case(attribution.LayerFeaturePermutation, {"seed": 0}, lacks=VALUES | OTHERS),
     Case(attribution.KernelShap, {"n_samples": 300, "seed": 0}, exact={}, lacks=FITTED),
     Case(attribution.Lime, {"n_samples": 60, "seed": 0}, made={"interpretable_model": RIDGE}, lacks=FITTED),
     Case(attribution.ShapleyValueSampling, {"n_samples": 4, "seed": 0}, exact={}, lacks=VALUES),
@@ -247,7 +256,11 @@ TABLE = [
     Case(attribution.BanzhafValues, {"n_samples": 8, "seed": 1}, lacks=FITTED | VALUES, note="drawn"),
     Case(attribution.ShapleyInteractions, COLUMNS, lacks=VALUES),
     Case(attribution.ShapleyInteractions, COLUMNS | {"n_samples": 2, "seed": 1}, lacks=VALUES, note="drawn"),
-    Case(attribution.RISE, {"n_samples": 40, "seed": 0}, lacks=VALUES | {"start": MASKED, "unused": MASKED}),
+    Case(
+        attribution.RISE,
+        {"n_samples": 40, "seed": 0},
+        lacks=VALUES | dict.fromkeys(("start", "unused", "shift"), MASKED),
+    ),
     Case(
         attribution.SobolAttribution, {"n_samples": 8, "seed": 0}, lacks=VALUES | {"linear": "variances have no sign"}
     ),
