@@ -234,12 +234,13 @@ def _keyed_coins(noise: Noise, count: int, n: int) -> Iterable[Tensor]:
 
 def _shapley_sets(examples: int, count: int, n: int) -> Tensor:
     """Sets drawn by the Shapley kernel [B, S, F]: a size, then members; from the global generator, as by captum."""
-    sizes, scores = torch.empty(examples, count, 1, dtype=torch.long), torch.empty(examples, count, n)
-    odds = _odds_of_sizes(n)
+    times, scores = torch.empty(examples, count, n), torch.empty(examples, count, n)
     for i in range(examples):
-        for k in range(count):
-            sizes[i, k], scores[i, k] = torch.multinomial(odds, 1, True), torch.randn(1, n)
+        for time, score in zip(times[i].unbind(), scores[i].unbind(), strict=True):
+            time.exponential_()
+            score.normal_()
         _fit_of_captums(n)
+    sizes = (_odds_of_sizes(n) / times).argmax(-1, keepdim=True)  # who comes first, as torch.multinomial decides
     return _largest(scores, sizes)
 
 

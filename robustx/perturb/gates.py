@@ -60,5 +60,4 @@ def _given(filling: Filling, f: Probe, features: Features) -> Giver:
 def _mix(start: Tensor, reference: Tensor, gate: Tensor) -> Tensor:
     if not start.is_floating_point():
         return torch.where(gate < 0.5, start, reference)
-    gate = gate.to(start.dtype)
-    return start * (1 - gate) + reference * gate  # exact at both ends
+    return torch.lerp(start, reference, gate.to(start.dtype))  # exact at both ends
