@@ -66,12 +66,14 @@ def test_a_method_costs_what_the_table_says(name, forward, backward):
     parameters = signature(method.attribute).parameters
     baselines = torch.rand(SAMPLES, 1, 4, 4) if name in ("DeepLiftShap", "ExpectedGradients", "GradientShap") else 0.5
     told = {"target": 1, "baselines": baselines, "n_steps": STEPS, "n_samples": SAMPLES, "nt_samples": SAMPLES}
+    told["sliding_window_shapes"] = (1, 2, 2)
     told = {k: v for k, v in told.items() if k in parameters}
     if "n_samples" in told and parameters["n_samples"].default is None:
         del told["n_samples"]  # the table says what all of them cost
-    method.attribute(torch.rand(1, 1, 4, 4), **told, **({"target": 1} if name == "NoiseTunnel" else {}))
+    examples = 2 if name == "FeaturePermutation" else 1
+    method.attribute(torch.rand(examples, 1, 4, 4), **told, **({"target": 1} if name == "NoiseTunnel" else {}))
     for said, counted in ((forward, model.forwards), (backward, model.backwards)):
-        assert eval(said.removesuffix(" times"), {"n": STEPS, "S": SAMPLES, "F": 16}) == counted
+        assert eval(said.removesuffix(" times"), {"n": STEPS, "S": SAMPLES, "F": 16, "W": 9}) * examples == counted
 
 
 def test_the_table_of_costs_is_read():

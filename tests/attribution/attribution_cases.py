@@ -229,7 +229,7 @@ VALUES = {"gradient": "it needs values only", "one": "several numbers, several m
 COLUMNS = {"feature_mask": columns}
 MASKED = "every place shows a mean score"
 WIDE = {"unused": "a window covers more than one element"}
-OTHERS = {"alone": "features take their values from other examples", "unused": "... drawn as a function of all inputs"}
+OTHERS = {"alone": "features take their values from other examples", "idle": "draws follow the number of features"}
 SQUARES = {"linear": "squares of gradients share out what happens"}
 
 TABLE = [

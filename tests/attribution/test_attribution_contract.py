@@ -471,7 +471,8 @@ def test_is_called_as_captums(case):
         assert [p.name for p in ours][: len(old)] == [p.name for p in old]
         for p, q in zip(ours, old, strict=False):
             assert p.kind in (q.kind, p.POSITIONAL_OR_KEYWORD)
-            assert q.default in (p.default, q.empty) or p.name == "perturbations_per_eval"  # ours fills the memory
+            own = p.name in ("perturbations_per_eval", "perm_func")  # ours fills the memory, and is a function of ours
+            assert q.default in (p.default, q.empty) or own
         assert all(p.default is not p.empty for p in ours[len(old) :])
     if case.over is None:
         ours, old = case.bind(Net()), theirs(Net(), *([Net().layer] if case.layered else []))
