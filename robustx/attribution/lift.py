@@ -79,10 +79,12 @@ class Lift(Rules):
                 share = self.combine(slope(), here, at)
                 total = share if total is None else total + share
                 sums.append(share.sum(-1))
-        self._there = {}
         self.sums.append(torch.stack(sums, 1))
         assert total is not None, "no references"
         return total / count
+
+    def forget(self) -> None:
+        self._ops, self._there, self._fixed = {}, {}, {}
 
     def _runs(self, rows: Tensor, count: int) -> Iterator[Tensor]:
         """The site there as references go through the model, some at a time [k, L] (or one for each example [n, L])."""

@@ -13,7 +13,7 @@ from ..engine.guard import guarded, modules_of
 from ..engine.operations import CHOICES, ELEMENTWISE, LINEAR, MOVES, PARTS, POOLS, PRODUCTS, SWITCHES, norms
 from ..engine.packing import row_sums, times
 from ..engine.probe import Local, Probe
-from ..engine.rules import Again, Back, Op, Rule, Ruled, RuleError, Rules, cut, known, resort, tensors_in
+from ..engine.rules import Again, Back, Op, Rule, Ruled, RuleError, Rules, known, resort, tensors_in
 from ..engine.sites import Layer, Together
 from .base import GradientAttribution, LayerAttribution
 from .lrp_rules import EpsilonRule, FreeRule, IdentityRule, Map, PropagationRule, steady
@@ -25,6 +25,7 @@ HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu", "abs"})  # f(x) = x f'(x
 POOLING = POOLS | {name for name in LINEAR if "pool" in name}
 BIASED = frozenset({"linear", *(name for name in PRODUCTS if name.startswith("conv") and name[-1] == "d")})
 AFFINE = BIASED | {"matmul", "mm", "bmm", "einsum", "tensordot"}
+SINGLY = ELEMENTWISE | {"add", "sub", "rsub", "neg", "positive", "mul", "div", "batch_norm", "deg2rad", "rad2deg"}
 OWNED = AFFINE | POOLING | {"batch_norm"}  # what a module's rule is for
 PLAIN = LINEAR | MOVES | PRODUCTS | POOLS | CHOICES | SWITCHES | HOMOGENEOUS | {"softmax"}
 
@@ -81,6 +82,16 @@ HELD: dict[str, Callable[..., Any]] = {**PARTS, **norms(Tensor.detach), "log_sof
 """Operations in parts, of which norms' deviations are held still."""
 
 
+def _weighted(op: Op) -> None:
+    """Raises RuleError if it is not clear what in an affine map is the input, and what the weight."""
+    if (op.name in BIASED and op.needs[0]) or (op.name not in BIASED and len(op.tensors) == 2):
+        return
+    raise RuleError(
+        f"{op.owner.rule} of layer {op.owner.name!r} cannot tell input and weight of {op.name!r} apart: it takes an "
+        "input first and constant weights behind it, or two tensors; leave the layer without a rule"
+    )
+
+
 def _value(op: Op) -> Tensor:
     out = op(*op.tensors)
     return out if isinstance(out, Tensor) else out[0]  # values come first
@@ -106,24 +117,33 @@ class Owner:
 class Passage:
     """An affine map with a rule, in one pass of the model."""
 
-    op: Op
-    enters: Tensor
-    leaves: Tensor
-    version: int  # of what leaves, before anything writes over it
-    uses: int = 0  # operations that look at what leaves
-    norm: Op | None = None  # a batch norm that does
-    freed: list[Tensor] = field(default_factory=list)  # relevance of what enters, for a free rule
+    kind: str
+    owner: Owner
+    leaves: Tensor | None  # what comes out, until the pass is forgotten
+    version: int  # of what comes out, before anything writes over it
+    op: Op | None = None  # None where only an epsilon is put on what comes out
+    enters: Tensor | None = None  # what goes in, for a free rule
+    uses: int = 0  # operations that look at what comes out
+    followed: bool = False  # a batch norm does
+    norm: Op | None = None  # which one, where the map answers for both
+    freed: list[Tensor] = field(default_factory=list)  # relevance of what goes in, by a free rule
 
     @property
-    def folded(self) -> Op | None:
-        """The batch norm behind it, if that alone sees what leaves: both are one map."""
-        return self.norm if self.uses == 1 else None
+    def foldable(self) -> bool:
+        """Whether a batch norm behind it would scale its units: its channels are theirs."""
+        assert self.leaves is not None, "asked while the pass lasts"
+        return self.kind.startswith("conv") or (self.kind == "linear" and self.leaves.ndim == 2)
+
+    @property
+    def folded(self) -> bool:
+        """Whether a batch norm behind it alone sees what comes out: both are one map."""
+        return self.followed and self.uses == 1
 
     @property
     def map(self) -> Map:
-        op, i = self.op, self.op.needs.index(True)
-        if len(op.tensors) < 2:
-            raise RuleError(f"{op.name!r} in {op.owner.name!r} has no weight that {op.owner.rule} could share by")
+        op = self.op
+        assert op is not None and self.leaves is not None, "asked while the pass lasts, for a map with a rule"
+        i = op.needs.index(True)
         weight, bias = op.tensors[1 - i], op.tensors[2] if len(op.tensors) > 2 else None
         named = dict(zip(("input", "weight", "bias"), op.args, strict=False)) | op.kwargs
         others = {k: v for k, v in named.items() if k not in ("input", "weight", "bias")}
@@ -134,10 +154,10 @@ class Passage:
             out: Tensor = op(*((x, w) if i == 0 else (w, x)))
             return out if b is None else out + b
 
-        if self.folded is not None:
-            weight, bias = fold(op, self.folded, weight, bias)
-        as_it_was = self.folded is None and self.leaves._version == self.version
-        return Map(op.tensors[i], weight, bias, run, op.owner.module, self.leaves.detach() if as_it_was else None)
+        if self.folded and self.norm is not None:
+            weight, bias = fold(op, self.norm, weight, bias)
+        as_it_was = not self.folded and self.leaves._version == self.version
+        return Map(op.tensors[i], weight, bias, run, self.owner.module, self.leaves.detach() if as_it_was else None)
 
 
 def fold(op: Op, norm: Op, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,7 +189,7 @@ class Passing(Ruled):
             rules |= dict.fromkeys(OWNED, self._owned)
             joint = joint - AFFINE
         if free:
-            rules |= dict.fromkeys(LINEAR - rules.keys(), by_gradient)
+            rules |= dict.fromkeys((LINEAR | ({"softmax"} if softmax else set())) - rules.keys(), by_gradient)
             rules, joint = {name: partial(self._either, rule) for name, rule in rules.items()}, frozenset()
         parts = HELD if softmax else {**HELD, "softmax": _held_softmax}
         super().__init__(rules, joint, parts, PLAIN, otherwise)
@@ -185,43 +205,70 @@ class Passing(Ruled):
 
     def _ruled(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Only what a rule changes passes by it; an epsilon, where it is all, is put on what comes out."""
-        if self.free or name not in OWNED:
-            return super()._ruled(name, func, args, kwargs)
         given = list(tensors_in((args, kwargs)))
         owner: Owner | None = self.owners[-1] if self.owners else None
-        folds = name == "batch_norm" and any(id(t) in self._leaving for t in given)
-        steadied = owner is not None and (type(owner.rule) is EpsilonRule or name not in AFFINE)
-        steadied = steadied and not isinstance(owner.rule if owner else None, IdentityRule)
-        several = sum(t.requires_grad and not t.is_leaf for t in given) > 1
-        if folds or several or not (owner is None or steadied):
+        before = self._before(name, given, owner)
+        plain = owner is None or type(owner.rule) is EpsilonRule
+        plain |= name not in AFFINE and owner is not None and not isinstance(owner.rule, IdentityRule)
+        if before is not None:
+            plain = before.op is None
+        if self.free or name not in OWNED or not plain or sum(map(self.moves, given)) > 1:
             return super()._ruled(name, func, args, kwargs)
-        args, kwargs = cut((args, kwargs))
-        return self._steadied(func(*args, **kwargs), name, owner)
+        args, kwargs = self.cut((args, kwargs))
+        return func(*args, **kwargs)
 
-    def _steadied(self, out: Any, name: str, owner: Owner | None) -> Any:
-        """What comes out, of whose sums near zero relevance loses what epsilon takes."""
-        y = out if isinstance(out, Tensor) else out[0]
-        if owner is not None and y.requires_grad:
-            share = y.detach() / steady(y.detach(), owner.rule.STABILITY_FACTOR)
-            y.register_hook(lambda g: g * share)
-            self._tell(owner, name)
-        return out
+    def _before(self, name: str, given: list[Tensor], owner: Owner | None) -> Passage | None:
+        """The map whose output a batch norm takes, if both may be one."""
+        found = self._leaving.get(id(given[0])) if name == "batch_norm" and given else None
+        return found if found is not None and found.foldable and owner in (None, found.owner) else None
 
     def ran(self, name: str, arguments: Any, out: Any) -> None:
         op, self._op = self._op, None
-        given = list(tensors_in(arguments)) if self.owned else []
-        before = [self._leaving[id(t)] for t in given if id(t) in self._leaving]
-        if before and any(t.requires_grad for t in tensors_in(out)):
-            for passage in before:
-                passage.uses += 1
-        if op is None:
+        if not self.owned:
             return
-        if name == "batch_norm" and before and op.owner in (None, before[0].op.owner):
-            before[0].norm, self.behind[op.order] = op, before[0]
-        if op.owner is not None and name in AFFINE and sum(op.needs) == 1:
-            enters = next(t for t in given if t.requires_grad and not t.is_leaf)
-            self.maps[op.order] = self._leaving[id(out)] = Passage(op, enters, out, out._version)
-            self._tell(op.owner, name)
+        given = list(tensors_in(arguments))
+        moving = [t for t in given if self.moves(t)]
+        if not moving or not any(t.requires_grad for t in tensors_in(out)):
+            return
+        for t in moving:
+            if id(t) in self._leaving:
+                self._leaving[id(t)].uses += 1
+        owner: Owner | None = self.owners[-1] if self.owners else None
+        before = self._before(name, given, owner)
+        if before is not None:
+            before.followed = True
+            if op is None:
+                self._steady(out, before.owner.rule, lambda: before.folded)
+            else:
+                before.norm, self.behind[op.order] = op, before
+        if owner is None or name not in OWNED or len(moving) > 1 or (before is not None and op is not None):
+            return
+        if name not in AFFINE:
+            if op is None and before is None:
+                self._steady(out, owner.rule, lambda: True)
+            return
+        passage = self._leaving[id(out)] = Passage(name, owner, out, out._version, op)
+        if op is None:
+            self._steady(out, owner.rule, lambda: not passage.folded)
+        else:
+            _weighted(op)
+            self.maps[op.order] = passage
+            if isinstance(owner.rule, FreeRule):
+                passage.enters = moving[0].clone()  # before the model may write over it
+        self._tell(owner, name)
+
+    def _steady(self, out: Any, rule: PropagationRule, holds: Callable[[], bool]) -> None:
+        """What comes out loses the relevance of sums near zero that epsilon takes; where it ``holds``, by then."""
+        y = out if isinstance(out, Tensor) else out[0]
+        share = y.detach() / steady(y.detach(), rule.STABILITY_FACTOR)
+        y.register_hook(lambda g: g * share if holds() else g)
+
+    def forget(self) -> None:
+        """What autograd's nodes refer to must not refer to them: that would never be freed."""
+        for passage in self._leaving.values():
+            passage.leaves = passage.enters = None
+        for told in (self.maps, self.behind, self._leaving):
+            told.clear()
 
     def _tell(self, owner: Owner, name: str) -> None:
         if self.told is not None:
@@ -230,7 +277,7 @@ class Passing(Ruled):
     def _owned(self, op: Op, g: Tensor) -> Back:
         """The rule of the module that an operation belongs to."""
         before = self.behind.get(op.order)
-        if before is not None and before.folded is op:
+        if before is not None and before.folded:
             return _only(op, g)  # the map before it answers for both
         if sum(op.needs) > 1:
             return halved(op, g)
@@ -255,11 +302,11 @@ class Passing(Ruled):
         free = op.order in self.maps and isinstance(op.owner.rule, FreeRule)
         if not self.freeing or free:
             return rule(op, g)
-        y = _value(op)
-        if sum(op.needs) == 1 and op.name not in AFFINE and y.shape == op.tensors[op.needs.index(True)].shape:
-            return _only(op, g)
         if op.name in POOLS:
             return op.pull_back(g)
+        y = self.maps[op.order].map.y if op.order in self.maps else _value(op)
+        if op.name in SINGLY and sum(op.needs) == 1 and y.shape == op.tensors[op.needs.index(True)].shape:
+            return _only(op, g)
         back = rule(op, g / steady(y, EpsilonRule.STABILITY_FACTOR))
         return tuple(None if b is None else b * t for b, t in zip(back, op.tensors, strict=True))
 
@@ -272,7 +319,8 @@ class Passing(Ruled):
         found = []
         for s in range(scores if maps else 0):
             with torch.enable_grad():
-                pull = torch.stack([(m.enters * m.freed[s].detach()).sum() for m in maps]).sum()
+                parts = [(m.enters * m.freed[s].detach()).sum() for m in maps if m.enters is not None]
+                pull = torch.stack(parts).sum()
             found.append(slope(pull[None]))
         return found
 
@@ -317,7 +365,7 @@ class Relevance(Rules):
 
     def backward(self, slope: Callable[..., Tensor], here: Tensor, rows: Tensor) -> Tensor:
         """R at the site."""
-        mode, self._mode = self._mode, None
+        mode = self._mode
         assert mode is not None, "forward comes first"
         if not self._returns:
             raise RuleError(
@@ -330,6 +378,11 @@ class Relevance(Rules):
         if found:
             r = r + (found[0] if g.ndim == 2 else torch.stack(found, 1))
         return r
+
+    def forget(self) -> None:
+        if self._mode is not None:
+            self._mode.forget()
+        self._mode = None
 
 
 # --- faces ------------------------------------------------------------------------------------------------
@@ -442,7 +495,9 @@ class LRP(GradientAttribution):
         for module, name in named.items():
             own = getattr(module, "rule", None)
             if own is not None and not isinstance(own, PropagationRule):
-                raise TypeError(f"rule of layer {name!r} must be a PropagationRule, such as EpsilonRule(), got {own!r}")
+                raise TypeError(
+                    f"rule of layer {name!r} must be a rule of robustx.attribution, such as EpsilonRule(), got {own!r}"
+                )
             given = own or next((r for k, r in self.rules.items() if _fits(k, name, module)), None)
             if given is not None:
                 found[module] = Owner(name, module, given)

@@ -65,7 +65,7 @@ class PropagationRule:
 
     Subclasses say with which weight and bias the layer shares relevance out, in :meth:`modified`, or all of it in
     :meth:`gradient`. Captum's hook ``_manipulate_weights(module, inputs, outputs)`` serves too: it may change the
-    module it is given, a copy of the user's.
+    module it is given, a copy of the user's with the weight and bias of the map.
     """
 
     STABILITY_FACTOR = 1e-9
@@ -76,9 +76,8 @@ class PropagationRule:
         if manipulate is None:
             raise TypeError(f"{type(self).__name__} must say in modified(at) which weight and bias to share by")
         own: Any = copy(at.module)
-        own._parameters = {
-            k: None if p is None else nn.Parameter(p.detach().clone()) for k, p in own._parameters.items()
-        }
+        given = (("weight", at.weight), ("bias", at.bias))
+        own._parameters = {k: None if t is None else nn.Parameter(t.detach().clone()) for k, t in given}
         manipulate(own, (at.x,), at.y)
         return own.weight, own.bias
 
@@ -106,9 +105,10 @@ class EpsilonRule(PropagationRule):
 
 
 class GammaRule(PropagationRule):
-    """Positive weights count ``gamma`` more, w + gamma * max(w, 0): for lower layers, whose inputs are not negative.
+    """Positive weights count ``gamma`` more, w + gamma * max(w, 0): for layers whose inputs are not negative.
 
-    Montavon, Binder, Lapuschkin, Samek, Müller (2019), section 10.2.3. The bias stays, or is left out.
+    Montavon, Binder, Lapuschkin, Samek, Müller (2019), section 10.2.3. The bias stays, or is left out. Where
+    inputs may be negative, sums of shares may come near zero and relevance explode: see :class:`AlphaBetaRule`.
     """
 
     def __init__(self, gamma: float = 0.25, set_bias_to_zero: bool = False) -> None:

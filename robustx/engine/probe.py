@@ -255,16 +255,20 @@ class Probe:
         def work(part: slice) -> Local:
             z, rows = query(part)
             inputs = self._inputs(rows) if z is None else entry.packing.unpack(z)
-            with torch.enable_grad():
-                here, value, pull = self._followed(inputs, rows)
-                packing = Packing.of(here)
+            try:
+                with torch.enable_grad():
+                    here, value, pull = self._followed(inputs, rows)
+                    packing = Packing.of(here)
 
-                def slope(pull: Tensor = pull) -> Tensor:
-                    self._count(rows, forward=0, backward=1 if pull.ndim == 1 else pull.shape[1])
-                    return self._slope(pull, here, packing, keep=self.rules is not None)
+                    def slope(pull: Tensor = pull) -> Tensor:
+                        self._count(rows, forward=0, backward=1 if pull.ndim == 1 else pull.shape[1])
+                        return self._slope(pull, here, packing, keep=self.rules is not None)
 
-                g = slope() if self.rules is None else self.rules.backward(slope, packing.pack(here).detach(), rows)
-            return Local(part, value.detach(), packing.pack(here).detach(), g, packing)
+                    g = slope() if self.rules is None else self.rules.backward(slope, packing.pack(here).detach(), rows)
+                return Local(part, value.detach(), packing.pack(here).detach(), g, packing)
+            finally:
+                if self.rules is not None:
+                    self.rules.forget()
 
         if not n:
             yield work(slice(0, 0))

@@ -47,6 +47,9 @@ class Rules(ABC):
         """
         return slope()
 
+    def forget(self) -> None:  # noqa: B027  # most remember nothing
+        """Called after each pass, however it ended: let go of what it was remembered by."""
+
 
 @dataclass(eq=False)
 class Op:
@@ -140,9 +143,17 @@ class Ruled(TorchFunctionMode):
         super().__init__()
         self.rules, self.joint, self.parts, self.plain = rules, joint, parts or {}, plain
         self.otherwise = resort(otherwise)
-        self.seen = 0
+        self.seen = self._since = 0
         self.owners: list[Any] = []
         self._open: list[Any] = []
+
+    def moves(self, t: Tensor) -> bool:
+        """Whether a tensor depends on the site: parameters, and what was made of them before the pass, do not."""
+        return t.requires_grad and t.grad_fn is not None and t.grad_fn._sequence_nr() >= self._since
+
+    def cut(self, arguments: Any) -> Any:
+        """Arguments whose constants are cut from their graphs."""
+        return _mapped(lambda t: t.detach() if t.requires_grad and not self.moves(t) else t, arguments)
 
     def met(self, op: Op) -> None:
         """Told of each operation that passes gradients by a rule, in order."""
@@ -165,6 +176,7 @@ class Ruled(TorchFunctionMode):
                 raise RuleError(
                     f"{type(m).__name__} is TorchScript, whose operations are hidden; use the model it came from"
                 )
+        self._since = torch._C._autograd._get_sequence_nr()  # of operations yet to come
         with eagerly(), self:
             yield
 
@@ -211,7 +223,7 @@ class Ruled(TorchFunctionMode):
                     return _opened(func)(*args, **kwargs)
             finally:
                 self._open.pop()
-        args, kwargs = cut((args, kwargs))
+        args, kwargs = self.cut((args, kwargs))
         out = func(*args, **kwargs)
         known = self.otherwise == "gradient" or self.plain is None or name in self.plain
         if not known and any(t.requires_grad for t in tensors_in(out)):
@@ -225,11 +237,11 @@ class Ruled(TorchFunctionMode):
     def _ruled(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         found = tuple(tensors_in((args, kwargs)))
         tensors = tuple(t for t in found if t.is_floating_point())
-        needs = tuple(t.requires_grad and not t.is_leaf for t in tensors)
+        needs = tuple(map(self.moves, tensors))
         order, self.seen = self.seen, self.seen + 1
         if sum(needs) <= (name in self.joint):
             self.passed(name, order, found)
-            args, kwargs = cut((args, kwargs))
+            args, kwargs = self.cut((args, kwargs))
             return func(*args, **kwargs)
         func, args, kwargs, into = _pure(func, args, kwargs)
         kept = tuple(t.detach() if isinstance(t, nn.Parameter) else t.detach().clone() for t in tensors)
@@ -364,11 +376,6 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple([_mapped(change, v) for v in value])
     return {k: _mapped(change, v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def cut(arguments: Any) -> Any:
-    """Arguments whose parameters are constants."""
-    return _mapped(lambda t: t.detach() if t.requires_grad and t.is_leaf else t, arguments)
 
 
 def _replaced(arguments: Any, tensors: Tensors) -> Any:

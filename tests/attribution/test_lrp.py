@@ -1,5 +1,6 @@
 """LRP conserves relevance through whatever a model is made of, keeps to the papers' rules, and changes nothing."""
 
+import gc
 import threading
 from copy import deepcopy
 
@@ -21,6 +22,7 @@ from robustx.attribution import (
     AttnLRP,
     EpsilonRule,
     FlatRule,
+    FreeRule,
     GammaRule,
     IdentityRule,
     InputXGradient,
@@ -532,6 +534,41 @@ def test_batch_norm_is_not_folded_where_others_look_between():
     assert_close(a, (x * F.conv_transpose2d(g, more)).detach(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("elsewhere", [{}, {"0": FlatRule()}], ids=["alone", "beside a free rule"])
+def test_epsilon_is_folded_too(elsewhere):
+    """What epsilon takes depends on the sums: on those behind the batch norm, whatever rules other layers have."""
+    layers = nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
+    two = nn.Sequential(*layers).double().eval()
+    nn.init.uniform_(two[3].running_var, 0.5, 2)
+    nn.init.normal_(two[3].weight)
+    one = nn.Sequential(*two[:2], folded(two[2], two[3]), *two[4:])
+    x, rules = vector(5), {"2": EpsilonRule(0.5), **elsewhere}
+    assert_close(LRP(two, rules).attribute(x, 1), LRP(one, rules).attribute(x, 1))
+    assert_close(LayerLRP(two, two[1], rules).attribute(x, 1), LayerLRP(one, one[1], rules).attribute(x, 1))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 5, bias=False), nn.Linear(4, 6, bias=False)], ids=str)
+@pytest.mark.parametrize("rule", [EpsilonRule(), GammaRule(0.25)], ids=repr)
+def test_batch_norm_over_tokens_is_no_scale_of_units(layer, rule):
+    model = unbiased(nn.Sequential(layer, nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(5 * layer.out_features, 2)))
+    nn.init.zeros_(model[1].running_mean)
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    a = LRP(model, {"0": rule}).attribute(x, 1)
+    assert_close(sums(a), model(x)[:, 1].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_rules_of_ones_own_see_batch_norm_folded():
+    class Positive(PropagationRule):
+        def _manipulate_weights(self, module, inputs, outputs):
+            module.weight.data = module.weight.data.clamp(min=0)
+
+    layers = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    model, x = nn.Sequential(*layers).double().eval(), image(5, 5)
+    nn.init.normal_(model[1].weight)
+    a = LRP(model, {"0": Positive()}).attribute(x, 1)
+    assert_close(a, LRP(model, {"0": Alpha1_Beta0_Rule()}).attribute(x, 1))
+
+
 # --- rules, where they hold -------------------------------------------------------------------------------
 
 
@@ -603,6 +640,76 @@ def test_free_relevance_goes_on_to_the_inputs(rule):
         assert_close(a, back(x, alone.attribute(first(x), 1)), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("rule", [FlatRule(), WSquareRule(), GammaRule(0.4)], ids=repr)
+def test_sums_in_place_are_sums(rule):
+    """What a layer took is what stood there before the model wrote over it."""
+    a, b, head = nn.Linear(6, 6).double(), nn.Linear(6, 6).double(), nn.Linear(6, 3).double()
+
+    def written(m, x):
+        x = m.b(x)
+        x += F.relu(m.a(x))
+        return m.head(x)
+
+    apart = Function(lambda m, x: m.head(m.b(x) + F.relu(m.a(m.b(x)))), a=a, b=b, head=head)
+    x = vector()
+    over = Function(written, a=a, b=b, head=head)
+    assert_close(LRP(over, {"a": rule}).attribute(x, 1), LRP(apart, {"a": rule}).attribute(x, 1))
+
+
+class AsIf(FreeRule):
+    """Epsilon = 0, said in relevances."""
+
+    def relevance(self, at, r):
+        z, back = at.shares(at.x, at.weight, at.bias)
+        return at.x * back(r / z)
+
+
+@pytest.mark.parametrize("method", [LRP, AttnLRP])
+def test_free_rules_hand_on_what_others_would(method):
+    """A free rule that shares as epsilon = 0 does gives the same relevance, through all that stands before it."""
+    head = nn.Linear(6, 3).double()
+    firsts = {
+        "softmax": lambda m, x: m.head(x.softmax(-1)),
+        "mean": lambda m, x: m.head(x - x.mean(1, keepdim=True)),
+        "cumulated": lambda m, x: m.head(x.cumsum(1)),
+        "attention": lambda m, x: m.head(((x[:, :, None] * x[:, None]).softmax(-1) @ x[:, :, None])[..., 0]),
+        "norm": lambda m, x: m.head(F.layer_norm(x, (6,))),
+        "pool": lambda m, x: m.head(F.max_pool1d(x[:, None], 2, 1, padding=1)[:, 0, :6]),
+    }
+    for name, run in firsts.items():
+        if name == "softmax" and method is LRP:
+            continue  # it is held still there
+        model, x = Function(run, head=head), vector()
+        plain = method(model).attribute(x, 1)
+        assert_close(method(model, {"head": AsIf()}).attribute(x, 1), plain, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_made_before_the_pass_are_constants():
+    p = nn.Parameter(torch.randn(6, 6, dtype=torch.float64))
+    made, head = p * 2, nn.Linear(6, 3).double()
+    model = Function(lambda m, x: m.head(F.relu(F.linear(x, made))), head=head)
+    same, x = nn.Sequential(nn.Linear(6, 6, bias=False).double(), nn.ReLU(), head), vector()
+    same[0].weight.data = made.data
+    assert_close(LRP(model).attribute(x, 1), LRP(same).attribute(x, 1))
+    for rule in (EpsilonRule(0.1), GammaRule(0.3), FlatRule()):
+        layer = Function(lambda m, x: F.linear(x, made))
+        whole = nn.Sequential(layer, nn.ReLU(), head)
+        assert_close(LRP(whole, {"0": rule}).attribute(x, 1), LRP(same, {"0": rule}).attribute(x, 1))
+    assert p.grad is None and made.requires_grad
+
+
+def test_what_is_weight_and_what_is_input_must_be_clear():
+    x = torch.randn(3, 4, dtype=torch.float64)
+    one, a, b = (torch.randn(4, 4, dtype=torch.float64) for _ in range(3))
+    turned = Function(lambda m, x: F.linear(one, x).T)
+    three = Function(lambda m, x: torch.einsum("bi,ij,jk->bk", x, a, b))
+    for model, name in ((turned, "linear"), (three, "einsum")):
+        whole = nn.Sequential(model)
+        with pytest.raises(RuleError, match=f"layer '0'.*{name}.*without a rule"):
+            LRP(whole, {"0": GammaRule()}).attribute(x, 1)
+        assert_close(LRP(whole).attribute(x, 1), InputXGradient(whole).attribute(x, 1))
+
+
 def test_several_targets_at_once():
     model, x = NETS["batch norm"]()
     for rules in ({}, {nn.Conv2d: GammaRule(0.5)}, {nn.Conv2d: FlatRule()}):
@@ -643,6 +750,52 @@ def test_leaves_no_trace():
     with pytest.raises(RuntimeError, match="breaks down"):
         LRP(broken, {nn.Linear: GammaRule()}).attribute(vector(5), 1)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in broken.modules())
+
+
+RULED = {
+    "none": {},
+    "epsilon": {nn.Module: EpsilonRule(0.1)},
+    "gamma": {nn.Conv2d: GammaRule()},
+    "flat": {"0": FlatRule()},
+}
+
+
+@pytest.mark.parametrize("rules", RULED)
+def test_keeps_nothing_alive(rules):
+    """No graph outlives a call, whether it ends well or not, even without the garbage collector."""
+    net = nn.Sequential(
+        nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    )
+    lrp, x = LRP(net.double().eval(), RULED[rules]), image(5, 5)
+
+    def broken(*_):
+        raise RuntimeError("the model breaks down")
+
+    def calls():
+        lrp.attribute(x, 1)
+        with pytest.raises(ValueError, match="target"):
+            lrp.attribute(x, 7)
+        handle = net[5].register_forward_hook(broken)
+        with pytest.raises(RuntimeError, match="breaks down"):
+            lrp.attribute(x, 1)
+        handle.remove()
+
+    def alive():
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    calls()
+    before = alive()
+    for _ in range(3):
+        calls()
+    assert alive() == before
+    gc.disable()
+    try:
+        lrp.attribute(x, 1)
+        now = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+    finally:
+        gc.enable()
+    assert now == before
 
 
 def test_two_threads_with_rules_of_their_own():
@@ -715,7 +868,7 @@ def test_mistakes_show_before_any_work():
     with pytest.raises(ValueError, match="otherwise.*'ignore'"):
         LRP(model, otherwise="ignore")
     model[0].rule = "gamma"
-    with pytest.raises(TypeError, match="layer '0'.*PropagationRule"):
+    with pytest.raises(TypeError, match="layer '0'.*a rule of robustx.attribution"):
         LRP(model)
     for make in (lambda: EpsilonRule(-1), lambda: GammaRule(float("nan")), lambda: AlphaBetaRule(2, 2)):
         with pytest.raises(ValueError, match="must be"):
