@@ -6,6 +6,7 @@ from itertools import chain
 from math import inf
 from pkgutil import resolve_name
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, ClassVar
 from warnings import warn
 
@@ -32,18 +33,50 @@ def least_squares(x: Tensor, y: Tensor, penalty: float = 0.0) -> Tensor:
     return inverse @ (x.mT @ y) if tall else x.mT @ (inverse @ y)
 
 
-def ridge(x: Tensor, y: Tensor, weights: Tensor, penalty: float = 0.0, intercept: bool = True) -> tuple[Tensor, Tensor]:
+def ridge(
+    x: Tensor, y: Tensor, weights: Tensor, alpha: float = 0.0, fit_intercept: bool = True
+) -> tuple[Tensor, Tensor]:
     """Coefficients [B, T, F] and intercepts [B, T] by weighted least squares; x [B, S, F], y [B, S, T], weights [B, S].
 
-    The intercept is not penalised (Hoerl, Kennard, Technometrics 1970, on centred data).
+    ``alpha`` times their squares is added, but not the intercept's (Hoerl, Kennard, Technometrics 1970).
     """
-    root = weights[..., None].sqrt()
-    at_x, at_y = x[:, :1] * 0, y[:, :1] * 0
-    if intercept:
-        share = weights[:, None] / weights.sum(1)[:, None, None]
-        at_x, at_y = share @ x, share @ y
-    slopes = least_squares(root * (x - at_x), root * (y - at_y), penalty).mT
-    return slopes, at_y[:, 0] - (slopes @ at_x.mT)[..., 0]
+    centred = _Centred(x, y, weights, fit_intercept)
+    return centred.solution(least_squares(centred.x, centred.y, alpha).mT)
+
+
+def lasso(
+    x: Tensor, y: Tensor, weights: Tensor, alpha: float, fit_intercept: bool, max_iter: int, tol: float
+) -> tuple[Tensor, Tensor]:
+    """The same where the mean of squares is halved and ``alpha`` times the coefficients' sizes is added.
+
+    Tibshirani (J. R. Stat. Soc. B, 1996); by scikit-learn's coordinate descent, without its checks of each call.
+    """
+    from sklearn import config_context
+    from sklearn.linear_model import lasso_path
+
+    centred = _Centred(x, y, weights * (weights.shape[1] / weights.sum(1, keepdim=True)), fit_intercept)
+    columns, labels = centred.x.mT.contiguous().cpu().numpy(), centred.y.mT.contiguous().cpu().numpy()
+    how: dict[str, Any] = {"alphas": [alpha], "max_iter": max_iter, "tol": tol, "check_input": False}
+    slopes = x.new_empty(len(x), y.shape[2], x.shape[2])
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for i, j in np.ndindex(*slopes.shape[:2]):
+            _, found, _ = lasso_path(columns[i].T, labels[i, j], precompute=False, **how)
+            slopes[i, j] = torch.from_numpy(found[:, 0])
+    return centred.solution(slopes)
+
+
+class _Centred:
+    """Weighted data about their mean, which leaves no intercept: x [B, S, F] and y [B, S, T]."""
+
+    def __init__(self, x: Tensor, y: Tensor, weights: Tensor, intercept: bool) -> None:
+        share = weights[:, None] / weights.sum(1)[:, None, None] * intercept
+        root = weights[..., None].sqrt()
+        self.at_x, self.at_y = share @ x, share @ y
+        self.x, self.y = root * (x - self.at_x), root * (y - self.at_y)
+
+    def solution(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes [B, T, F], and the intercepts [B, T] that belong to them."""
+        return slopes, self.at_y[:, 0] - (slopes @ self.at_x.mT)[..., 0]
 
 
 class LinearModel(nn.Module):
@@ -180,6 +213,9 @@ class SkLearnLinearModel(LinearModel):
         kwargs: for its constructor.
     """
 
+    formula: ClassVar[Callable[..., tuple[Tensor, Tensor]] | None] = None  # of many fits at once
+    usual: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # what it takes, and scikit-learn's defaults
+
     def __init__(self, sklearn_module: str, **kwargs: Any) -> None:
         super().__init__(sklearn_train_linear_model, **kwargs)
         self.sklearn_module = sklearn_module
@@ -198,6 +234,9 @@ class SkLearnLinearModel(LinearModel):
         return slopes, intercepts
 
     def _solved(self, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        options = {**self.usual, **self.construct_kwargs}
+        if self.formula is not None and options.keys() == self.usual.keys():
+            return self.formula(x, y, weights, **options)
         slopes, intercepts = x.new_empty(len(x), y.shape[2], x.shape[2]), x.new_empty(len(x), y.shape[2])
         for i, j in np.ndindex(*intercepts.shape):
             found = _learned(self.sklearn_module, self.construct_kwargs, x[i], y[i, :, j], weights[i])
@@ -208,34 +247,28 @@ class SkLearnLinearModel(LinearModel):
 class SkLearnLasso(SkLearnLinearModel):
     """``sklearn.linear_model.Lasso``: few coefficients that are not zero."""
 
+    formula = staticmethod(lasso)
+    usual = MappingProxyType({"alpha": 1.0, "fit_intercept": True, "max_iter": 1000, "tol": 1e-4})
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("linear_model.Lasso", **kwargs)
 
 
-class _ClosedForm(SkLearnLinearModel):
-    """Many fits at once by a formula, unless scikit-learn is asked for something of its own."""
-
-    own: ClassVar = {"fit_intercept"}
-
-    def _solved(self, x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        options = self.construct_kwargs
-        if options.keys() - self.own:
-            return super()._solved(x, y, weights)
-        penalty = options.get("alpha", 1.0) if "alpha" in self.own else 0.0
-        return ridge(x, y, weights, penalty, options.get("fit_intercept", True))
-
-
-class SkLearnRidge(_ClosedForm):
+class SkLearnRidge(SkLearnLinearModel):
     """``sklearn.linear_model.Ridge``: small coefficients."""
 
-    own: ClassVar = {"fit_intercept", "alpha"}
+    formula = staticmethod(ridge)
+    usual = MappingProxyType({"alpha": 1.0, "fit_intercept": True})
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("linear_model.Ridge", **kwargs)
 
 
-class SkLearnLinearRegression(_ClosedForm):
+class SkLearnLinearRegression(SkLearnLinearModel):
     """``sklearn.linear_model.LinearRegression``: least squares."""
+
+    formula = staticmethod(ridge)
+    usual = MappingProxyType({"fit_intercept": True})
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("linear_model.LinearRegression", **kwargs)

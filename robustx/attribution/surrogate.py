@@ -69,8 +69,11 @@ class ExponentialKernel:
     def weights(self, examples: Tensors, perturbed: Tensors, sets: Tensor, rows: Tensor) -> Tensor:
         """Of many samples, a :data:`Similarity`."""
         a, b = (torch.cat([_precise(flat(t)) for t in v], 1) for v in (examples, perturbed))
-        cosine = self.distance_mode == "cosine"
-        distance = 1 - nn.functional.cosine_similarity(a, b) if cosine else (a - b).norm(dim=1)
+        if self.distance_mode == "cosine":
+            lengths = a.norm(dim=1).clamp(min=1e-8) * b.norm(dim=1).clamp(min=1e-8)
+            distance: Tensor = 1 - torch.linalg.vecdot(a, b) / lengths
+        else:
+            distance = (a - b).norm(dim=1)
         return (-distance.square() / (2 * self.kernel_width**2)).exp()
 
 

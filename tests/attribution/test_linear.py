@@ -32,7 +32,13 @@ CLOSED = [
     ("Ridge", {"alpha": 0.3}),
     ("Ridge", {"alpha": 2.0, "fit_intercept": False}),
 ]
-OTHERS = [("Ridge", {"positive": True}), ("LinearRegression", {"positive": True}), ("Lasso", {"alpha": 0.02})]
+OTHERS = [
+    ("Ridge", {"positive": True}),
+    ("LinearRegression", {"positive": True}),
+    ("Lasso", {"alpha": 0.02}),
+    ("Lasso", {"alpha": 0.05, "fit_intercept": False, "max_iter": 2000, "tol": 1e-6}),
+    ("Lasso", {"alpha": 0.02, "positive": True}),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
