@@ -715,8 +715,8 @@ class ShapleyInteractions(_AllOrSome):
 
     >>> import torch
     >>> f = lambda x: x[:, 0] * x[:, 1] + x[:, 2]
-    >>> ShapleyInteractions(f).attribute(torch.ones(1, 3)).tolist()
-    [[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]
+    >>> ShapleyInteractions(f).attribute(torch.ones(1, 3))[0, 0].tolist()
+    [0.0, 1.0, 0.0]
     """
 
     _exactly, _drawn = staticmethod(interactions), staticmethod(sampled_interactions)
