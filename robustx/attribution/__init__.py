@@ -130,6 +130,7 @@ from .statistics import (
     SummarizerSingleTensor,
     Var,
 )
+from .sufficient import Anchor, Anchors, Subsets, SufficientInputSubsets
 from .surrogate import (
     KernelShap,
     Lime,
@@ -160,6 +161,8 @@ __all__ = [
     "RISE",
     "Alpha1_Beta0_Rule",
     "AlphaBetaRule",
+    "Anchor",
+    "Anchors",
     "AttentionRollout",
     "AttnLRP",
     "Attribution",
@@ -248,6 +251,8 @@ __all__ = [
     "SobolAttribution",
     "Stat",
     "StdDev",
+    "Subsets",
+    "SufficientInputSubsets",
     "Sum",
     "Summarizer",
     "SummarizerSingleTensor",
