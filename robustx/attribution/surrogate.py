@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import isgeneratorfunction
 from math import comb
 from typing import Any, Literal, Protocol
@@ -40,11 +40,8 @@ class Surrogate(Protocol):
         """What it explains by: the coefficients of F features, in any shape."""
 
 
-Similarity = Callable[[Tensors, Tensors, Tensor, Tensor], Tensor]
-"""(examples [n, 1, ...], perturbed examples likewise, samples [n, F], numbers of the examples [n]) -> weights [n].
-
-Of a model that answers for the whole batch, that is one example [1, B, ...].
-"""
+Weigh = Callable[[Answers, Tensor], Tensor]
+"""(answers, the samples [n, F] that they are about) -> how much each counts [n]."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,46 @@ class ExponentialKernel:
     def __call__(self, original: Any, perturbed: Any, interpretable: Any = None, **kwargs: Any) -> float:
         """The weight of one sample, as Captum calls it."""
         one, other = (tuple(t[None] for t in Door.open(v).inputs) for v in (original, perturbed))
-        return float(self.weights(one, other, *2 * (torch.empty(0),)))
+        return float(self._weights(one, other))
 
-    def weights(self, examples: Tensors, perturbed: Tensors, sets: Tensor, rows: Tensor) -> Tensor:
-        """Of many samples, a :data:`Similarity`."""
+    def weigh(self, players: Coalitions) -> Weigh:
+        """How much sets of players count."""
+        features, away = players.features, _gates(players).reference
+        if callable(away) or not isinstance(features, Partition):
+            return lambda a, samples: self._weights(*_both(players, a))
+        # Where elements are there or not, products of examples are sums over features, and nothing has to be perturbed.
+        x, r = (torch.cat([finest(flat(t)) for t in v], 1) for v in (players.f.inputs, away))
+
+        def product(u: Tensor, v: Tensor) -> Tensor:
+            sums = features.gather(u * v)
+            return sums.sum(0, keepdim=True) if players.whole else sums
+
+        stays, crosses, comes, moves = product(x, x), product(x, r), product(r, r), product(x - r, x - r)
+
+        def weights(a: Answers, samples: Tensor) -> Tensor:
+            gone, rows = finest(a.absent), a.rows
+            if self.distance_mode == "euclidean":
+                return self._of((gone * moves[rows]).sum(1).sqrt())
+            here = (1 - gone) * stays[rows]
+            between, length = (here + gone * crosses[rows]).sum(1), (here + gone * comes[rows]).sum(1)
+            return self._of(_angle(between, stays.sum(1)[rows].sqrt(), length.sqrt()))
+
+        return weights
+
+    def _weights(self, examples: Tensors, perturbed: Tensors) -> Tensor:
+        """Of examples and their perturbed selves [n, ...]."""
         a, b = (torch.cat([_precise(flat(t)) for t in v], 1) for v in (examples, perturbed))
-        if self.distance_mode == "cosine":
-            lengths = a.norm(dim=1).clamp(min=1e-8) * b.norm(dim=1).clamp(min=1e-8)
-            distance: Tensor = 1 - torch.linalg.vecdot(a, b) / lengths
-        else:
-            distance = (a - b).norm(dim=1)
+        if self.distance_mode == "euclidean":
+            return self._of((a - b).norm(dim=1))
+        return self._of(_angle(torch.linalg.vecdot(a, b), a.norm(dim=1), b.norm(dim=1)))
+
+    def _of(self, distance: Tensor) -> Tensor:
         return (-distance.square() / (2 * self.kernel_width**2)).exp()
+
+
+def _angle(product: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """1 less the cosine, of vectors with this product and these lengths; 1 if one of them is nothing."""
+    return 1 - product / (one.clamp(min=1e-8) * other.clamp(min=1e-8))
 
 
 def get_exp_kernel_similarity_function(
@@ -98,9 +124,7 @@ def get_exp_kernel_similarity_function(
 # --- the methods ------------------------------------------------------------------------------------------
 
 
-def lime(
-    players: Coalitions, samples: Sequence[Tensor], model: Surrogate, similarity: Similarity, show: bool = False
-) -> Tensor:
+def lime(players: Coalitions, samples: Sequence[Tensor], model: Surrogate, weigh: Weigh, show: bool = False) -> Tensor:
     """Coefficients of a simple model of the score around each example [B, ..., F], fitted to samples of its features.
 
     Ribeiro, Singh, Guestrin (KDD 2016), equation 1. A sample's features are there where it is not zero.
@@ -109,7 +133,7 @@ def lime(
         players: who is asked about.
         samples: [S, F] for each example, S may differ.
         model: fitted anew to each example, and each score of it.
-        similarity: how much a sample counts.
+        weigh: how much a sample counts.
     """
     counts = [len(s) for s in samples]
     drawn = pad_sequence(list(samples), batch_first=True) if samples else torch.empty(0, 0, players.features.count)
@@ -117,7 +141,7 @@ def lime(
     values, weights = [flat(players.all_there)[:0]], [finest(drawn.new_zeros(0, dtype=torch.float32))]
     for a in players.ask(drawn.shape[1], lambda k, rows: ~there[rows, k], "Lime attribution", show):
         values.append(flat(a.values))
-        weights.append(finest(similarity(*_both(players, a), drawn[a.rows, a.sets], a.rows)))
+        weights.append(finest(weigh(a, drawn[a.rows, a.sets])))
     y, w = (torch.cat(v).unflatten(0, drawn.shape[1::-1]).transpose(0, 1) for v in (values, weights))
     w = w * (torch.arange(drawn.shape[1], device=w.device) < torch.tensor(counts, device=w.device)[:, None])
     if not (w.sum(1) > 0).all():
@@ -587,8 +611,8 @@ class Lime(_FeatureSurrogate):
             drawn = _keyed_coins(Noise(seed, "lime", players.names), count, n)
         samples = [s.to(players.f.device) for s in drawn]
         with untouched(self.forward_func):
-            weigh = similarity.weights if isinstance(similarity, ExponentialKernel) else self._weigher(door, players)
-            found = lime(players, samples, self.interpretable_model, weigh, show_progress)
+            weigher = similarity.weigh if isinstance(similarity, ExponentialKernel) else partial(self._weigh, door)
+            found = lime(players, samples, self.interpretable_model, weigher(players), show_progress)
         return self._out(door, players, found, return_input_shape)
 
     def _own(self, door: Door, players: Coalitions, count: int) -> Iterator[Tensor]:
@@ -600,10 +624,11 @@ class Lime(_FeatureSurrogate):
             yield torch.cat(found).reshape(len(found), players.features.count)
             _fit_of_captums(players.features.count, self.interpretable_model)
 
-    def _weigher(self, door: Door, players: Coalitions) -> Similarity:
+    def _weigh(self, door: Door, players: Coalitions) -> Weigh:
         """Asks a similarity of the user's own sample by sample."""
 
-        def weigh(examples: Tensors, perturbed: Tensors, samples: Tensor, rows: Tensor) -> Tensor:
+        def weights(a: Answers, samples: Tensor) -> Tensor:
+            examples, perturbed = _both(players, a)
             each = [
                 self.similarity_func(
                     door.out([t[k] for t in examples]),
@@ -611,11 +636,11 @@ class Lime(_FeatureSurrogate):
                     samples[k : k + 1],
                     **_told(door, players, i),
                 )
-                for k, i in enumerate(rows.tolist())
+                for k, i in enumerate(a.rows.tolist())
             ]
             return torch.tensor([float(w) for w in each], dtype=torch.float64).to(finest(samples))
 
-        return weigh
+        return weights
 
 
 def _told(door: Door, players: Coalitions, i: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """LIME and KernelSHAP: exact where they can be, captum's numbers from the same seed, batches as one by one."""
 
 from itertools import combinations
-from math import factorial
+from math import exp, factorial
 
 import captum._utils.models.linear_model as captums
 import captum.attr
@@ -27,7 +27,7 @@ from robustx.attribution import (
 from robustx.attribution.coalitions import Coalitions
 from robustx.attribution.surrogate import all_sets
 from robustx.engine import Each, Layer, Output, Probe, TargetError
-from robustx.perturb import columns, here
+from robustx.perturb import Windows, by, columns, here
 
 pytestmark = [  # captum's
     pytest.mark.filterwarnings("ignore:You are providing multiple inputs for Lime"),
@@ -106,7 +106,7 @@ def test_the_same_seed_gives_captums_numbers(name, form, count):
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", ["SkLearnLasso", "SkLearnRidge", "SkLearnLinearRegression"])
-@pytest.mark.parametrize("kernel", [("cosine", 0.7), ("euclidean", 2.0)])
+@pytest.mark.parametrize("kernel", [("cosine", 0.3), ("euclidean", 2.0)])
 def test_surrogates_and_kernels_of_captum(kind, kernel, count):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
@@ -428,8 +428,26 @@ def test_the_exponential_kernel():
     kernel = get_exp_kernel_similarity_function("euclidean", 3.0)
     assert kernel(*both, None) == pytest.approx((-(a - b).square().sum() / 18).exp().item())
     assert isinstance(kernel(x, z), float)
+    gone = torch.zeros_like(x)  # at no angle to anything
+    assert get_exp_kernel_similarity_function()(x, gone) == pytest.approx(exp(-0.5))
     with pytest.raises(ValueError, match="distance_mode must be 'cosine' or 'euclidean', got 'manhattan'"):
         get_exp_kernel_similarity_function("manhattan")
+
+
+@pytest.mark.parametrize("mode", ["cosine", "euclidean"])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("baselines", [0.0, 0.4, by(lambda x: x.flip(-1))], ids=["zero", "number", "function"])
+def test_the_kernel_is_the_same_sample_by_sample(mode, whole, baselines):
+    """Distances of sets are sums over features; windows overlap, so there they are taken of what is perturbed."""
+    kernel, x = get_exp_kernel_similarity_function(mode, 0.5), inputs(3, 6)
+    net = (lambda x: x.sin().sum()) if whole else (lambda x: x.sin().sum(1))
+    for mask in (None, torch.tensor([[0, 0, 1, 2, 2, 3]]), Windows.over((x,), (2,))):
+        found = []
+        for similarity in (kernel, lambda *given, **told: kernel(*given)):
+            torch.manual_seed(0)
+            lime = Lime(net, SkLearnRidge(), similarity)
+            found.append(lime.attribute(x, baselines, feature_mask=mask))
+        assert_close(*found, rtol=0, atol=1e-9)
 
 
 # --- LimeBase ---------------------------------------------------------------------------------------------
