@@ -17,9 +17,10 @@ Run = Callable[[], Any]
 
 @dataclass
 class Counter:
-    """Counts the rows that come out of a model, and those that gradients enter, from outside."""
+    """Counts the calls of a model, the rows that come out, and those that gradients enter, from outside."""
 
     model: nn.Module
+    calls: int = 0
     forward: int = 0
     backward: int = 0
     largest: int = 0
@@ -27,6 +28,7 @@ class Counter:
 
     def __enter__(self) -> "Counter":
         def seen(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            self.calls += 1
             self.forward += len(out)
             self.largest = max(self.largest, len(out))
             if out.requires_grad:
@@ -47,19 +49,21 @@ def count(model: nn.Module, run: Run) -> tuple[Counter, Any]:
     return c, answer
 
 
+def seconds(run: Run, times: int = 1) -> float:
+    """Time of the processor that so many runs take."""
+    start = time.process_time()
+    for _ in range(times):
+        run()
+    return time.process_time() - start
+
+
 def shares(first: Run, second: Run, rounds: int) -> list[float]:
     """The first contestant's time as a share of the second's, round by round.
 
     Time of the processor, which does not count what else the machine does; runs of less than 50 ms are repeated.
     """
 
-    def seconds(run: Run, times: int) -> float:
-        start = time.process_time()
-        for _ in range(times):
-            run()
-        return time.process_time() - start
-
-    times = max(1, int(0.05 / max(seconds(second, 1), 1e-4)))
+    times = max(1, int(0.05 / max(seconds(second), 1e-4)))
     return [seconds(first, times) / seconds(second, times) for _ in range(rounds)]
 
 
