@@ -112,6 +112,7 @@ from .shapley import (
     owen_values,
     sampled_banzhaf,
     sampled_interactions,
+    sampled_owen,
     sampled_shapley,
     shapley_values,
 )
@@ -295,6 +296,7 @@ __all__ = [
     "saliency",
     "sampled_banzhaf",
     "sampled_interactions",
+    "sampled_owen",
     "sampled_shapley",
     "shapley_values",
     "sobol_indices",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import comb
+from math import comb, prod
 from typing import Any, Literal, get_args
 from warnings import warn
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from ..engine.checks import ArgumentError, whole
-from ..engine.guard import guarded, untouched
+from ..engine.guard import guarded
 from ..engine.packing import Tensors, finest
 from ..engine.probe import Door, Probe
 from ..perturb.features import Features, Partition, features_of
@@ -25,9 +25,10 @@ from .sums import MOST, Estimate, Units, by_sets, by_subsets, everyone, sampled,
 
 EXACT = 10  # features up to whom the shares of a change are exact
 HEAVY = 16  # ... beyond whom asking all their sets is warned about: 65,536 of them
-STRATA = 8  # places in an order among which rotations spread every feature
+STRATA = 4  # parts of a walk through which stratified sampling takes every feature
 
 Sampling = Literal["permutation", "antithetic", "stratified"]
+WALKS = {"permutation": 1, "antithetic": 2, "stratified": 2 * STRATA}  # in a unit
 
 
 # --- what the score of a set counts -----------------------------------------------------------------------
@@ -178,7 +179,7 @@ Orders = Callable[[range, Tensor], Tensor]
 
 
 def random_orders(players: Coalitions, seed: int | None) -> Orders:
-    """Orders drawn by key, another one for each example; without a seed from torch's generator, for all the same."""
+    """Orders drawn by key, others for each example; without a seed from torch's generator, the same for all."""
     n = players.features.count
     if seed is None:
 
@@ -191,7 +192,7 @@ def random_orders(players: Coalitions, seed: int | None) -> Orders:
 
 
 def nested_orders(players: Coalitions, hierarchy: Hierarchy, seed: int) -> Orders:
-    """Orders in which what stands together in the hierarchy comes together."""
+    """... by key, such that what stands together in the hierarchy comes together."""
     n, numbers = players.features.count, uniforms(players, seed, "owen")
 
     def drawn(units: range, rows: Tensor) -> Tensor:
@@ -209,23 +210,30 @@ def nested_orders(players: Coalitions, hierarchy: Hierarchy, seed: int) -> Order
     return drawn
 
 
-def walks_of(sampling: Sampling, n: int) -> int:
-    """Walks in a unit."""
-    return {"permutation": 1, "antithetic": 2, "stratified": max(min(STRATA, n), 1)}[sampling]
+def stratified_orders(players: Coalitions, seed: int | None) -> Orders:
+    """Several orders [R, G, W, F] that are random each, but take every feature through all W parts of a walk.
 
-
-def walks(orders: Tensor, sampling: Sampling) -> Walks:
-    """Walks in given orders [R, G, F]; with their reverses; or with rotations, that take each feature through all
-    parts of the walk (Castro et al., Computers & Operations Research 2017, stratify by position).
+    Each feature comes at a random moment in each walk, and its moments are a Latin hypercube: McKay, Beckman, Conover
+    (Technometrics 1979).
     """
-    n = orders.shape[-1]
-    if sampling == "permutation":
-        return Walks(orders[..., None, :])
-    if sampling == "antithetic":
-        return Walks(torch.stack([orders, orders.flip(-1)], -2))
-    step, count = torch.arange(n, device=orders.device), walks_of(sampling, n)
-    turns = torch.arange(count, device=orders.device) * n // count
-    return Walks(orders[..., (step + turns[:, None]) % n])
+    n = players.features.count
+    numbers = None if seed is None else uniforms(players, seed, "shapley")
+
+    def drawn(units: range, rows: Tensor) -> Tensor:
+        shape = len(rows), len(units), 2, n, STRATA
+        u = torch.rand(shape[1:]).to(rows.device) if numbers is None else numbers(units, rows, prod(shape[2:]))
+        strata, within = (u if numbers is None else u.reshape(shape)).expand(shape).unbind(2)
+        return (strata.argsort(-1) + within).argsort(-2).mT
+
+    return drawn
+
+
+def mirrored(orders: Tensor) -> Walks:
+    """Walks in orders [R, G, W, F] and back: what pairs of features do together is then shared out evenly.
+
+    Castro et al. (2009) with the antithetic variates of Hammersley, Morton (1956).
+    """
+    return Walks(torch.cat([orders, orders.flip(-1)], 2))
 
 
 # --- values -----------------------------------------------------------------------------------------------
@@ -240,16 +248,23 @@ def shapley_values(players: Coalitions, what: str = "", show: bool = False, rows
 
 
 def sampled_shapley(
-    players: Coalitions, orders: Orders, count: int, sampling: Sampling = "permutation", **options: Any
+    players: Coalitions, count: int, sampling: Sampling = "permutation", seed: int | None = None, **options: Any
 ) -> Estimate:
     """Mean gains over some ``count`` walks, at least a unit of them; they add up to the rise, however few there are.
 
     Args:
+        sampling: plain walks; walks and back; or these, spread as :func:`stratified_orders` says.
+        seed: see :func:`random_orders`.
         options: of :func:`sampled`.
     """
-    n = players.features.count
-    units = max(1, count // walks_of(sampling, n))
-    return sampled(players, lambda units, rows: walks(orders(units, rows), sampling), n, units, **options)
+    orders = (stratified_orders if sampling == "stratified" else random_orders)(players, seed)
+
+    def draw(units: range, rows: Tensor) -> Units:
+        drawn = orders(units, rows)
+        drawn = drawn if sampling == "stratified" else drawn[:, :, None]
+        return Walks(drawn) if sampling == "permutation" else mirrored(drawn)
+
+    return sampled(players, draw, players.features.count, max(1, count // WALKS[sampling]), **options)
 
 
 def owen_values(
@@ -300,6 +315,16 @@ def owen_values(
             [w for of in found.values() for w in of.values()], gone
         )
     return by_sets(players, len(found), lambda k: gone[k], lambda k: weights[k], what, show, rows)
+
+
+def sampled_owen(players: Coalitions, hierarchy: Hierarchy, count: int, seed: int, **options: Any) -> Estimate:
+    """... over some ``count`` walks, there and back."""
+    orders = nested_orders(players, hierarchy, seed)
+
+    def draw(units: range, rows: Tensor) -> Units:
+        return mirrored(orders(units, rows)[:, :, None])
+
+    return sampled(players, draw, players.features.count, max(1, count // 2), **options)
 
 
 def _sets(hierarchy: Hierarchy) -> int:
@@ -400,7 +425,7 @@ def shares_of_change(f: Probe, features: Features, after: Tensors, members: Tens
         if k <= EXACT:
             found = shapley_values(players, rows=rows)
         else:
-            found = sampled_shapley(players, random_orders(players, 0), walks, "antithetic", rows=rows).values
+            found = sampled_shapley(players, walks, "antithetic", 0, rows=rows).values
         shares[rows.cpu()[:, None], who[rows].cpu()] = -found.cpu().double()
     return shares
 
@@ -491,9 +516,9 @@ class ShapleyValueSampling(_Shares):
             show_progress: draw a bar on standard error.
             seed: draw by key, other orders for each example, which do not depend on its batch. Without it torch's
                 global generator draws the orders, for all examples the same.
-            sampling: ``"antithetic"``: every second order is the one before, reversed; that takes out what pairs of
-                features do together. ``"stratified"``: up to eight orders in a row are rotations of one, which take
-                every feature through all parts of the walk. Of ``n_samples`` as many are drawn as make whole groups.
+            sampling: ``"antithetic"``: every second order is the one before, reversed, which shares out evenly what
+                pairs of features do together. ``"stratified"``: four orders that take every feature through early and
+                late parts of the walk, and their reverses. Of ``n_samples`` as many are drawn as make whole groups.
             precision: go on, example by example, until each value is as sure: half the width of its interval.
                 ``n_samples`` orders come first, then half as many again, and so on.
             confidence: of the intervals, each for itself, by Student's distribution of the means of groups.
@@ -505,10 +530,8 @@ class ShapleyValueSampling(_Shares):
         assert count is not None
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         players = Coalitions(f, features_of(feature_mask, f.inputs, door.names), through(baselines))
-        with untouched(self.forward_func):
-            orders = random_orders(players, seed)
         options = {"precision": precision, "confidence": confidence, "what": self._title, "show": show_progress}
-        found = sampled_shapley(players, orders, count, sampling, **options)
+        found = sampled_shapley(players, count, sampling, seed, **options)
         return self._given(door, players, found.values, found.half(confidence) if return_intervals else None)
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -611,9 +634,7 @@ class OwenValues(_Shares):
             if count is None:
                 values[rows] = owen_values(players, tree, self._title, show_progress, rows)
                 continue
-            found = sampled_shapley(
-                players, nested_orders(players, tree, seed), count, "antithetic", rows=rows, **options
-            )
+            found = sampled_owen(players, tree, count, seed, rows=rows, **options)
             values[rows], widths[rows] = found.values, found.half(confidence)
         return self._given(door, players, values, widths if return_intervals else None)
 

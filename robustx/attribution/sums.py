@@ -236,7 +236,8 @@ def _column(numbers: Tensor, like: Tensor) -> Tensor:
 
 def uniforms(players: Coalitions, seed: int, method: str) -> Callable[[range, Tensor, int], Tensor]:
     """(numbers of units, examples [R], d) -> numbers on [0, 1), drawn by key [R, G, d]."""
-    noise = Noise(seed, method, players.names)
+    with untouched(players.f.model):
+        noise = Noise(seed, method, players.names)
 
     def drawn(units: range, rows: Tensor, d: int) -> Tensor:
         like = finest(torch.zeros((), device=rows.device))

@@ -22,7 +22,7 @@ from robustx.attribution import (
     shapley_values,
 )
 from robustx.attribution.coalitions import Coalitions
-from robustx.attribution.shapley import Paths, walks
+from robustx.attribution.shapley import STRATA, Paths, mirrored, stratified_orders
 from robustx.engine import Each, Layer, Output, Probe
 from robustx.perturb import columns, here
 
@@ -149,17 +149,21 @@ def test_all_pairs_are_neighbours_once(n):
         assert pairs == sorted(combinations(range(even), 2))
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 8, 11])
-def test_orders_are_orders(n):
-    orders = torch.stack([torch.randperm(n) for _ in range(6)]).reshape(2, 3, n)
-    for sampling in SAMPLINGS:
-        laid = walks(orders, sampling).orders
-        assert (laid.sort(-1).values == torch.arange(n)).all()
-        assert torch.equal(laid[:, :, 0], orders)
-    assert torch.equal(walks(orders, "antithetic").orders[:, :, 1], orders.flip(-1))
-    places = walks(orders, "stratified").orders.argsort(-1).sort(2).values  # of each feature, in a unit's walks
-    count = places.shape[2]
-    assert (places // 1 * count // n == torch.arange(count)[:, None]).all() or n % count
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+def test_stratified_orders(n, seed):
+    """Orders, as likely each; a feature that comes early in one comes late in another."""
+    f = game(n)
+    players = Coalitions(Probe(f, (everyone(n).expand(2, n),)), columns([], n), here(0.0))
+    orders = stratified_orders(players, seed)(range(400), torch.arange(2))
+    assert orders.shape == (2, 400, STRATA, n)
+    assert (orders.sort(-1).values == torch.arange(n)).all()
+    assert torch.equal(mirrored(orders).orders, torch.cat([orders, orders.flip(-1)], 2))
+    place = orders[0].argsort(-1).double()
+    counts = torch.stack([(place[:, 0] == k).double().mean(0) for k in range(n)])  # of each feature in the first walk
+    assert (counts - 1 / n).abs().max() < 4.5 * (1 / n / 400) ** 0.5
+    spread, alone = place.mean(1).var(0), place.var((0, 1)) / STRATA
+    assert n == 1 or (spread < 0.7 * alone).all()
 
 
 # --- the axioms -------------------------------------------------------------------------------------------
