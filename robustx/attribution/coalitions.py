@@ -122,7 +122,7 @@ class Coalitions:
         return Packing.of(self.f.here).split(self.features.shown(values, rows))
 
     def maps(self, values: Tensor) -> Tensors:
-        """Values [B, ..., F] as elements show them: a map for each number [B * M, ...]; [B, T, ...] for several scores."""
+        """Values [B, ..., F] as elements show them: one map a number [B * M, ...]; for several scores [B, T, ...]."""
         maps = self.shown(values.flatten(0, -2))
         return tuple(m.unflatten(0, values.shape[:-1]) for m in maps) if isinstance(self.f.of, Each) else maps
 
