@@ -149,8 +149,7 @@ class Windows(Features):
     def gather(self, values: Tensor, rows: Tensor | None = None) -> Tensor:
         sizes = [prod(side.shape[1] for side in of) for of in self.sides]
         back = [[side.T for side in of] for of in self.sides]
-        parts = zip(values.split_with_sizes(sizes, 1), back, strict=True)
-        return torch.cat([_along(v, of) for v, of in parts], 1)
+        return _joined([_along(v, of) for v, of in zip(values.split_with_sizes(sizes, 1), back, strict=True)])
 
     def shown(self, values: Tensor, rows: Tensor | None = None) -> Tensor:
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -159,8 +158,9 @@ class Windows(Features):
 
     def _sums(self, values: Tensor) -> Tensor:
         """For each element the sum over its windows [N, F] -> [N, D]."""
-        parts = zip(values.split_with_sizes(self._counts, 1), self.sides, strict=True)
-        return torch.cat([_along(v, of) for v, of in parts], 1)
+        return _joined(
+            [_along(v, of) for v, of in zip(values.split_with_sizes(self._counts, 1), self.sides, strict=True)]
+        )
 
 
 class Grid(Windows):
@@ -174,6 +174,10 @@ class Grid(Windows):
 
     def spread(self, gates: Tensor, rows: Tensor | None = None) -> Tensor:
         return self._sums(gates)  # no more than 1 but by rounding, and there a limit would hide its gradient
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
 def _along(values: Tensor, sides: Sequence[Tensor]) -> Tensor:

@@ -106,6 +106,7 @@ NAMES = (
     "LayerConductance",
     "LayerDeepLift",
     "LayerDeepLiftShap",
+    "LayerFeatureAblation",
     "LayerGradCam",
     "LayerGradientShap",
     "LayerGradientXActivation",
@@ -114,13 +115,14 @@ NAMES = (
     "NeuronDeconvolution",
     "NeuronDeepLift",
     "NeuronDeepLiftShap",
+    "NeuronFeatureAblation",
     "NeuronGradient",
     "NeuronGradientShap",
     "NeuronGuidedBackprop",
     "NeuronIntegratedGradients",
     "Saliency",
 )
-"""Noise tunnels and LRP have tests of their own."""
+"""Noise tunnels, LRP, and further methods that need values only have tests of their own."""
 
 CUSTOM = (
     None,
@@ -155,6 +157,8 @@ class Question:
             "target": lambda: self.target(ends),
             "neuron_selector": lambda: self.neuron(kind),
             "baselines": lambda: self.distribution() if "Shap" in name else self.baselines(),
+            "layer_baselines": lambda: draw(st.sampled_from([None, 0, 0.5])),
+            "feature_mask": self.mask,
             "additional_forward_args": self.further,
             "n_steps": lambda: draw(st.integers(2, 9)),
             "method": lambda: draw(st.sampled_from(RULES)),
@@ -237,6 +241,12 @@ class Question:
             return self.draw(st.sampled_from(forms), "baseline")
 
         return self.formed([one(t) for t in self.tensors])
+
+    def mask(self):
+        rows = self.draw(st.sampled_from([None, 1, self.count]), "rows of masks")
+        if rows is None:
+            return None
+        return self.formed([torch.randint(0, 4, (rows, *t.shape[1:])) for t in self.tensors])
 
     def distribution(self):
         rows = self.draw(st.integers(2, 5), "rows")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from robustx.perturb import Partition, columns, elements, from_masks, superpixels
+from robustx.perturb import Partition, columns, elements, from_masks, superpixels, words
 
 B = 3
 LONG = torch.long
@@ -133,3 +133,38 @@ def test_masks_that_do_not_fit(mask, words):
 def test_columns_that_do_not_fit(groups, names, words):
     with pytest.raises(ValueError, match=words):
         columns(groups, 6, names)
+
+
+def test_columns_by_name():
+    """Groups and columns of a table by what they are called, mixed with numbers; a dict names the features."""
+    called = ["age", "city_Rome", "income", "city_Oslo", "sex"]
+    f = columns({"city": ["city_Rome", "city_Oslo"], "person": ["sex", 0]}, called)
+    assert f.names == ("city", "person", "income")
+    assert torch.equal(f.gather(torch.tensor([[1.0, 2, 4, 8, 16]])), torch.tensor([[10.0, 17, 4]]))
+    assert columns([["city_Rome", 3]], called).names is None
+    with pytest.raises(ValueError, match="groups name column 'town', but the columns are age, city_Rome"):
+        columns({"city": ["town"]}, called)
+    with pytest.raises(ValueError, match="groups name column city_Rome twice"):
+        columns([["city_Rome"], ["city_Rome"]], called)
+
+
+SPANS = {
+    "pieces": ([(0, 4), (4, 7), (8, 11)], None, [1, 1, 2]),
+    "special ones between": ([(0, 0), (0, 2), (3, 5), (0, 0), (0, 4), (0, 0), (0, 0)], None, [0, 1, 2, 0, 3, 0, 0]),
+    "a space within": ([(0, 5), (5, 8), (8, 11), (11, 13)], "Hello myown x", [1, 2, 2, 3]),
+    "a space within, not told": ([(0, 5), (5, 8)], None, [1, 1]),
+    "nothing": ([(0, 0), (0, 0)], None, [0, 0]),
+}
+
+
+@pytest.mark.parametrize("case", SPANS)
+def test_words_join_tokens_without_a_gap(case):
+    spans, text, expected = SPANS[case]
+    assert words(spans, text).tolist() == [expected]
+    assert words([spans, spans], None if text is None else [text, text]).tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize("spans, text", [([1, 2], None), ([[(0, 1, 2)]], None), ([(0, 1)], ["a", "b"])])
+def test_spans_that_do_not_fit(spans, text):
+    with pytest.raises(ValueError, match=r"spans must be \[B, T, 2\] or \[T, 2\], with one text for each row"):
+        words(spans, text)
