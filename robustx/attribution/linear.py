@@ -22,7 +22,7 @@ FAINTEST = 1e-6  # of the strongest direction of the data, as in scikit-learn: w
 
 
 def least_squares(x: Tensor, y: Tensor, penalty: float = 0.0) -> Tensor:
-    """The smallest b [B, F, T] that minimises |y - x b|² + penalty |b|², for x [B, S, F] and y [B, S, T].
+    """The smallest b [B, F, T] that minimises ``|y - x b|² + penalty |b|²``, for x [B, S, F] and y [B, S, T].
 
     By the normal equations of the shorter side.
     """
