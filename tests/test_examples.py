@@ -47,6 +47,7 @@ MORE = [
     ("deeplift_and_lrp", [], "adds up to", "explanation/deeplift_and_lrp.png"),
     ("layers_and_neurons", [], "conductances add up to", "explanation/layers_and_neurons.png"),
     ("activation_maps", [], "guided Grad-CAM", "explanation/activation_maps.png"),
+    ("coalitions", [], "squares at random", "explanation/coalitions.png"),
     ("transformers", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
     ("layers_and_neurons", ["--model", "digits-robust"], "answer 6", "explanation/layers_and_neurons.png"),
