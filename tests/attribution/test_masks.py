@@ -258,6 +258,9 @@ def test_soft_sides():
     assert_close(found[:, :108], picture.flatten(1))
     assert torch.equal(found[:, 108:], gates[:, 9:])
     assert_close(soft.spread(torch.ones_like(gates)), torch.ones(4, 111).double())
+    values = torch.rand(4, 111, dtype=torch.float64)
+    assert_close((soft.gather(values) * gates).sum(1), (values * found).sum(1))  # each is the other, turned
+    assert_close(soft.gather(torch.ones_like(values)).sum(1), torch.full((4,), 111.0).double())
 
 
 def test_blocks_share_channels():

@@ -255,6 +255,15 @@ def test_what_does_not_fit_is_told(ask, words):
         ask(torch.rand(2, 6))
 
 
+@pytest.mark.parametrize(
+    "ask", [lambda m, x: SufficientInputSubsets(m).find(x, 0.0, target=1), lambda m, x: Anchors(m).find(x)]
+)
+def test_models_in_train_mode_are_refused(ask):
+    model = nn.Sequential(nn.Linear(6, 3), nn.Dropout())
+    with pytest.raises(ValueError, match="train mode"):
+        ask(model, torch.rand(2, 6))
+
+
 def test_maps_are_integers():
     found = SufficientInputSubsets(lambda x: x.sum(1)).find(torch.ones(1, 4), 2.0)
     assert_close(found.maps, torch.tensor([[2, 2, 1, 1]]))
