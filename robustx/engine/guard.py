@@ -116,7 +116,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._states = _states()
+        self._states, self._drawn = _states(), False
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -126,12 +126,13 @@ class Turns:
         try:
             yield
         finally:
-            self._states = _states()
+            self._states, self._drawn = _states(), True
             _go_to(elsewhere)
 
     def leave(self) -> None:
-        """Leaves the generators where the last draw did."""
-        _go_to(self._states)
+        """Leaves the generators where the last draw did, if there was one."""
+        if self._drawn:
+            _go_to(self._states)
 
 
 def _give_back(kept: _Kept) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
 from typing import Any, Self
@@ -36,6 +36,10 @@ class Features(ABC):
     @abstractmethod
     def shared(self) -> bool:
         """Whether all examples are cut in the same way."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same, its tensors on another device."""
+        return self
 
     @abstractmethod
     def spread(self, gates: Tensor, rows: Tensor | None = None) -> Tensor: ...
@@ -81,6 +85,9 @@ class Partition(Features):
     @property
     def shared(self) -> bool:
         return self.ids.ndim == 1 or len(self.ids) == 1
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, ids=self.ids.to(device))
 
     def labels(self, n: int, rows: Tensor | None = None) -> Tensor:
         """Each element's feature, 0 to F - 1 [N, D]."""
@@ -130,6 +137,9 @@ class Windows(Features):
     @property
     def count(self) -> int:
         return sum(self._counts)
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, sides=tuple(tuple(side.to(device) for side in of) for of in self.sides))
 
     @property
     def size(self) -> int:
@@ -304,7 +314,7 @@ def features_of(given: Any, inputs: Tensors, names: tuple[str, ...] | None = Non
     d = sum(Packing.of(inputs).sizes)
     if given.size != d:
         raise ArgumentError(f"feature_mask cuts {given.size} elements of an example, but the inputs have {d}")
-    return given
+    return given.to(inputs[0].device)
 
 
 Column = int | str

@@ -15,6 +15,7 @@ from robustx.attribution import (
     LayerIntegratedGradients,
     NeuronAttribution,
     NeuronGradient,
+    PerturbationAttribution,
     Saliency,
 )
 
@@ -190,10 +191,10 @@ def test_what_the_base_classes_keep():
         LayerIntegratedGradients(net, "layer")
 
 
-@pytest.mark.parametrize("base", [GradientAttribution, LayerAttribution, NeuronAttribution])
+@pytest.mark.parametrize("base", [GradientAttribution, PerturbationAttribution, LayerAttribution, NeuronAttribution])
 def test_a_method_without_attribute_is_none(base):
     with pytest.raises(TypeError, match="abstract"):
-        base(*[nn.Linear(1, 1)] * (1 if base is GradientAttribution else 2))
+        base(*[nn.Linear(1, 1)] * (1 if base in (GradientAttribution, PerturbationAttribution) else 2))
 
 
 def test_get_name_of_ones_own():

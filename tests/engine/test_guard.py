@@ -24,7 +24,7 @@ from robustx.attacks import ATTACKS, FGSM, MinParamPerturbation, make
 from robustx.attribution import IntegratedGradients
 from robustx.counterfactual import Guided
 from robustx.engine import ModelError, untouched
-from robustx.engine.guard import Shared, modules_of
+from robustx.engine.guard import Shared, Turns, modules_of
 
 QUICK = {"pgd": {"steps": 2, "restarts": 2}, "bisection": {"steps": 2, "rounds": 2}}  # others run as they are
 
@@ -331,3 +331,28 @@ def test_only_what_a_function_really_uses_is_looked_at():
     }
     exec("def f(x):\n    return net.head(x)", namespace)
     assert modules_of(namespace["f"]) == [namespace["net"]]
+
+
+def test_draws_take_turns_with_a_guarded_model():
+    """They go on where the last one left off; the model goes on likewise, and is given back what was before it."""
+
+    def draws():
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    def seed(n):
+        random.seed(n), np.random.seed(n), torch.manual_seed(n)
+
+    model = nn.Linear(1, 1)
+    seed(3)
+    in_a_row = [draws() for _ in range(4)]
+    seed(3)
+    turns, own, models = Turns(), [], []
+    with untouched(model):
+        for _ in range(3):
+            with turns.drawing():
+                own.append(draws())
+            models.append(draws())
+    assert own == models == in_a_row[:3]
+    assert draws() == in_a_row[0]  # as it was before
+    turns.leave()
+    assert draws() == in_a_row[3]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from robustx.perturb import Partition, columns, elements, from_masks, superpixels, words
+from robustx.perturb import Partition, Windows, columns, elements, features_of, from_masks, superpixels, words
 
 B = 3
 LONG = torch.long
@@ -168,3 +168,10 @@ def test_words_join_tokens_without_a_gap(case):
 def test_spans_that_do_not_fit(spans, text):
     with pytest.raises(ValueError, match=r"spans must be \[B, T, 2\] or \[T, 2\], with one text for each row"):
         words(spans, text)
+
+
+def test_features_follow_the_inputs_to_their_device():
+    x, elsewhere = torch.zeros(2, 4), torch.zeros(2, 4, device="meta")
+    for f, tensors in ((columns([[0, 1]], 4), lambda f: [f.ids]), (Windows.over((x,), (2,)), lambda f: f.sides[0])):
+        assert {t.device.type for t in tensors(features_of(f, (x,)))} == {"cpu"}
+        assert {t.device.type for t in tensors(features_of(f, (elsewhere,)))} == {"meta"}
