@@ -395,8 +395,8 @@ class Probe:
         if z is None:
             return call(self._inputs(rows))
         at = self.packing.unpack(z)
-        if isinstance(self.at, Input):
-            return self.at.write(call, (), at, rows)  # z stands in the inputs' place
+        if self.at.entry:
+            return self.at.write(call, (), at, rows)
         if self.at.late and self.of.tap is None and self._detour.missing:
             try:
                 out = self.at.write(call, self._inputs(rows[:0]), at, rows)

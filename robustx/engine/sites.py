@@ -23,8 +23,13 @@ Call = Callable[[Tensors], Any]
 class Site(ABC):
     """Where a function's argument stands. Law: writing what was read changes nothing.
 
-    ``late`` says that what is written replaces all that the model did before, where no path leads around the site.
+    ``late`` says that what is written replaces all that the model did before, where no path leads around the site;
+    ``entry`` that it stands in the place of the inputs themselves, so that they are not looked at.
     """
+
+    @property
+    def entry(self) -> bool:
+        return False
 
     @property
     def late(self) -> bool:
@@ -46,6 +51,8 @@ class Site(ABC):
 @dataclass(frozen=True)
 class Input(Site):
     """The model's own inputs."""
+
+    entry = True
 
     def read(self, call: Call, inputs: Tensors) -> Tensors:
         return inputs

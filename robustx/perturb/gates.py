@@ -30,6 +30,10 @@ class Gates(Site):
     def late(self) -> bool:
         return self.under.late
 
+    @property
+    def entry(self) -> bool:
+        return self.under.entry
+
     def read(self, call: Call, inputs: Tensors) -> Tensors:
         floats = [t for t in self.start if t.is_floating_point()]
         like = floats[0] if floats else torch.empty(0, device=self.start[0].device)
@@ -41,7 +45,7 @@ class Gates(Site):
     def blend(self, gates: Tensor, rows: Tensor) -> Tensors:
         """What stands below when the gates [N, F] are so far open."""
         shut = Packing.of(self.start).split(self.features.spread(gates, rows))
-        away = self.reference(gates, rows) if callable(self.reference) else tuple(b[rows] for b in self.reference)
+        away = self.reference(gates, rows) if callable(self.reference) else tuple(_of(b, rows) for b in self.reference)
         return tuple(_mix(a[rows], b, g) for a, b, g in zip(self.start, away, shut, strict=True))
 
 
@@ -55,6 +59,11 @@ def gated(f: Probe, features: Features, reference: Reference | Callable[[Probe],
 def _given(filling: Filling, f: Probe, features: Features) -> Giver:
     fill, packing = filling.bound(f), Packing.of(f.here)
     return lambda gates, rows: fill(packing.split(features.spread(gates, rows)), rows)
+
+
+def _of(reference: Tensor, rows: Tensor) -> Tensor:
+    """The rows; a single one if all are the same one, expanded."""
+    return reference[:1] if len(reference) and reference.stride(0) == 0 else reference[rows]
 
 
 def _mix(start: Tensor, reference: Tensor, gate: Tensor) -> Tensor:

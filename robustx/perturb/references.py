@@ -297,7 +297,7 @@ def _like_inputs(baselines: Any, f: Probe) -> Tensors:
 
 def _like(b: Any, x: Tensor, i: int) -> Tensor:
     if b is None or isinstance(b, int | float):
-        return torch.full_like(x, b or 0)
+        return x.new_full((1,) * x.ndim, b or 0).expand(x.shape)
     if not isinstance(b, Tensor):
         raise ArgumentTypeError(f"baselines must be None, numbers or tensors, got {type(b).__name__} for input {i}")
     try:
