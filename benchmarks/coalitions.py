@@ -5,9 +5,9 @@
 A small ResNet with random weights and random images; features are superpixels of a grid. The contestants take turns
 in one process and ask about equally many coalitions: robustx as it comes, Captum as it comes, and Captum with the
 fastest of a few ``perturbations_per_eval``. Each row of the table says how far the answers are apart (as a share of
-the largest number; both draw the same), rows for each image and calls of the model (counted by hooks), the most memory
-that tensors took at once (counted by a mode that sees every operation), and the processor's time as a share of
-Captum's in the same round (median and quartiles).
+the largest number; of what is drawn, both draw the same), the rows for each image and the calls of the model (counted
+by hooks), the most memory that tensors took at once (counted by a mode that sees every operation), and the
+processor's time as a share of Captum's in the same round (median and quartiles).
 """
 
 import argparse
@@ -59,7 +59,7 @@ CONTESTS = {
     "FeatureAblation, 16 superpixels": Contest("FeatureAblation", 32, 16),
     "FeatureAblation, 64 superpixels": Contest("FeatureAblation", 32, 64),
     "Occlusion, 32 px, 49 windows": Contest("Occlusion", 32, None, _occlusion(8, 4)),
-    "Occlusion, 224 px, 25 windows": Contest("Occlusion", 224, None, _occlusion(64, 40)),
+    "Occlusion, 224 px, 16 windows": Contest("Occlusion", 224, None, _occlusion(74, 50)),
     "ShapleyValueSampling, 16 superpixels, 10 orders": Contest("ShapleyValueSampling", 32, 16, (("n_samples", 10),)),
     "KernelShap, 16 superpixels, 100 samples": Contest("KernelShap", 32, 16, (("n_samples", 100),)),
     "Lime, 16 superpixels, 100 samples": Contest("Lime", 32, 16, (("n_samples", 100),)),
