@@ -86,7 +86,7 @@ class Walks(Units):
 
     def absent(self, i: Tensor, g: Tensor, j: Tensor) -> Tensor:
         w, step = self._where(j)
-        return (self.place[i, g, w] >= step[:, None]).long()
+        return self.place[i, g, w] >= step[:, None]
 
     def shares(self, i: Tensor, g: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         w, step = self._where(j)
@@ -131,7 +131,7 @@ class Paths(Walks):
         w, step = self._where(j)
         place = self.place[i, g, w]
         kept, extra = place < (step - swapped.long())[:, None], place == step[:, None]
-        return (~(kept | (extra & swapped[:, None])))[:, : self.features].long()
+        return (~(kept | (extra & swapped[:, None])))[:, : self.features]
 
     def shares(self, i: Tensor, g: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         swapped = j >= self.asked // 2

@@ -251,7 +251,7 @@ FORMS = {
     "more outputs": (lambda x, net=mlp(6): net(x).unflatten(1, (2, 3)), {"feature_mask": MASK}),
     "one number for all": (lambda x, net=mlp(): net(x).sum(), {"feature_mask": MASK}),
     "a python number": (lambda x, net=mlp(): net(x).sum().item(), {}),
-    "numbers for all": (lambda x, net=mlp(): net(x).mean(0), {"feature_mask": MASK}),
+    "numbers for all": (lambda x, net=mlp(2): net(x).mean(0), {"feature_mask": MASK}),
     "a row for all": (lambda x, net=mlp(): net(x).mean(0, True), {"feature_mask": MASK}),
 }
 
