@@ -17,7 +17,7 @@ from ..perturb.gates import gated
 from ..perturb.references import Giver, Reference
 
 Absent = Callable[[Tensor, Tensor], Tensor]
-"""(numbers of sets [n], examples [n]) -> how far each feature has given way there: 1 wholly, 0 not at all [n, F].
+"""(numbers of sets [n], examples [n]) -> how far each feature has given way, 1 wholly and 0 not at all [n, F].
 
 Answers for the whole batch are those of example 0.
 """
