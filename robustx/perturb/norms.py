@@ -198,13 +198,13 @@ def _fill(a: Tensor, size: Tensor, cap: Tensor) -> Tensor:
     that meet them is found in a few rounds, exactly.
     """
     x, r2 = finest(a), finest(size)[:, None] ** 2
-    x = x / x.sum(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)  # only ratios matter, and 1e-200 squared is 0
-    c = finest(torch.where(a > 0, cap, 0))
+    c, tiny = finest(torch.where(a > 0, cap, 0)), torch.finfo(x.dtype).tiny
     met = c <= 0
     while True:
         left = (r2 - torch.where(met, c, 0).square().sum(1, keepdim=True)).clamp(min=0)
-        free = torch.where(met, 0, x).square().sum(1, keepdim=True)
-        filled = torch.where(met, c, x * (left / free.clamp(min=torch.finfo(x.dtype).tiny)).sqrt())
+        free = torch.where(met, 0, x)
+        free = free / free.sum(1, keepdim=True).clamp(min=tiny)  # only ratios matter, and 1e-200 squared is 0
+        filled = torch.where(met, c, free * (left / free.square().sum(1, keepdim=True).clamp(min=tiny)).sqrt())
         over = ~met & (filled >= c)
         if not over.any():
             return filled.to(a.dtype)

@@ -84,6 +84,12 @@ def test_steepest_gains_most(name, boxed):
     check()
 
 
+def test_what_is_left_free_may_be_tiny_beside_what_is_not():
+    g, r = torch.tensor([[0.5, 2.7e-186]], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64)
+    v = NORMS["L2"].steepest(g, r, room(g, np.zeros(2), np.array([0.0, np.inf])))
+    assert_close(v, torch.tensor([[0.0, 2.0]], dtype=torch.float64))
+
+
 @every
 @shapes
 @dtypes
