@@ -489,8 +489,9 @@ class LRP(GradientAttribution):
             if not isinstance(rule, PropagationRule):
                 raise TypeError(f"rules must be PropagationRules, such as EpsilonRule(), got {rule!r} for {kind!r}")
             if isinstance(kind, str) and not any(fnmatchcase(n, kind) for n in named.values()):
-                told = ", ".join(n for n in list(named.values())[1:9])
-                raise ValueError(f"rules name a layer {kind!r}, but the model has none; its layers are {told}, ...")
+                names = [n for n in named.values() if n]
+                told = ", ".join(names[:8]) + ", ..." * (len(names) > 8) if names else "'' alone, the model itself"
+                raise ValueError(f"rules name a layer {kind!r}, but the model has none; its layers are {told}")
         found = {}
         for module, name in named.items():
             own = getattr(module, "rule", None)

@@ -863,6 +863,8 @@ def test_mistakes_show_before_any_work():
     model = nn.Sequential(nn.Linear(6, 3), nn.ReLU()).double()
     with pytest.raises(ValueError, match="'conv1'.*layers are 0, 1"):
         LRP(model, {"conv1": GammaRule()})
+    with pytest.raises(ValueError, match="'conv1'.*the model itself"):
+        LRP(model[0], {"conv1": GammaRule()})
     with pytest.raises(TypeError, match=r"PropagationRules.*'gamma' for '0'"):
         LRP(model, {"0": "gamma"})
     with pytest.raises(ValueError, match="otherwise.*'ignore'"):
