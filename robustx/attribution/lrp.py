@@ -150,7 +150,7 @@ class Passage:
 
         def run(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             if op.name in BIASED:
-                return op.func(x, w, b, *op.args[3:], **others)  # type: ignore[no-any-return]
+                return op.func(x, w, b, *op.args[3:], **others)  # type: ignore[no-any-return]  # a function of torch's
             out: Tensor = op(*((x, w) if i == 0 else (w, x)))
             return out if b is None else out + b
 

@@ -249,7 +249,7 @@ class SummarizerSingleTensor:
 
     def get(self, stat: S) -> S | None:
         """The one equal to ``stat``, if there is one."""
-        return self._stats.get(stat)  # type: ignore[return-value]
+        return self._stats.get(stat)  # type: ignore[return-value]  # likewise
 
     def update(self, x: Tensor) -> None:
         """Take ``x`` into each statistic, without its graph."""

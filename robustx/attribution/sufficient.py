@@ -335,8 +335,8 @@ class Anchors:
         for row in range(f.examples):
             rule = anchor(
                 features.count,
-                lambda rules, row=row: samples.count(rules, row),  # type: ignore[misc]
-                lambda rule, row=row: samples.coverage(rule, row),  # type: ignore[misc]
+                lambda rules, row=row: samples.count(rules, row),  # type: ignore[misc]  # of a default no type is inferred
+                lambda rule, row=row: samples.coverage(rule, row),  # type: ignore[misc]  # likewise
                 threshold,
                 delta,
                 tolerance,
