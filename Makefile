@@ -60,8 +60,9 @@ $(run): $(VENV)/.stamp-venv setup.cfg pyproject.toml
 	$(py) -m pip install -e .
 	@touch $@
 
-$(test): $(VENV)/.stamp-venv setup.cfg pyproject.toml
+$(test): $(VENV)/.stamp-venv setup.cfg pyproject.toml tests/peers.txt
 	$(py) -m pip install -e '.[test]'
+	$(py) -m pip install --no-deps -r tests/peers.txt
 	@touch $(run) $@
 
 $(docs): $(VENV)/.stamp-venv setup.cfg pyproject.toml
