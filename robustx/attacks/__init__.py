@@ -1,18 +1,57 @@
 """Attacks: inputs near the given ones at which the model changes its mind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from .base import Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
+from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
 from .gradient import FGSM, PGD, fgsm, pgd
 from .search import Bisection, MinParamPerturbation, bisect
 
-ATTACKS: dict[str, type[Attack]] = {"fgsm": FGSM, "pgd": PGD, "bisection": Bisection}
+
+@dataclass(frozen=True)
+class Named:
+    """An attack as the papers call it: a class, and the options that make it that one.
+
+    Calling it binds a model; options given then go before its own.
+    """
+
+    attack: type[Attack]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, model: Callable[..., Any], **options: Any) -> Attack:
+        return self.attack(model, **{**self.options, **options})
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Those it knows; the first is its default."""
+        return self.attack.norms
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it looks for the nearest point, rather than for any within a budget."""
+        return self.attack.minimal
+
+    @property
+    def needs(self) -> str:
+        """What it asks of the model: ``"gradients"`` or ``"scores"``."""
+        return self.attack.needs
+
+    def arguments(self) -> set[str]:
+        """Names of the options it takes."""
+        return self.attack.arguments()
+
+
+ATTACKS: dict[str, Named] = {
+    "fgsm": Named(FGSM),
+    "pgd": Named(PGD),
+    "bisection": Named(Bisection),
+}
 
 
 def make(name: str, model: Callable[..., Any], **options: Any) -> Attack:
-    """The attack of that name, bound to a model; options as its class takes them.
+    """The attack of that name (see :func:`names`), bound to a model; options as its class takes them.
 
     Raises:
         ValueError: there is none of that name.
@@ -21,27 +60,43 @@ def make(name: str, model: Callable[..., Any], **options: Any) -> Attack:
     >>> make("pgd", torch.nn.Linear(4, 3), bounds=(0, 1), eps=0.1, steps=10)  # doctest: +ELLIPSIS
     PGD(Linear, ...)
     """
-    try:
-        return ATTACKS[name.lower()](model, **options)
-    except KeyError:
-        near = get_close_matches(name, ATTACKS, 1)
+    known = ATTACKS.get(name.lower())
+    if known is None:
+        near = get_close_matches(name.lower(), ATTACKS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no attack is called {name!r}; {hint}known are {', '.join(ATTACKS)}") from None
+        raise ValueError(f"no attack is called {name!r}; {hint}known are {', '.join(ATTACKS)}")
+    return known(model, **options)
+
+
+def names(norm: str | None = None, minimal: bool | None = None) -> list[str]:
+    """What :func:`make` knows: all names, or those of attacks in a norm, or of minimal ones (fixed-budget ones: False).
+
+    >>> "pgd" in names("Linf"), "pgd" in names(minimal=True)
+    (True, False)
+    """
+    return [
+        name
+        for name, known in ATTACKS.items()
+        if (norm is None or norm in known.norms) and (minimal is None or minimal == known.minimal)
+    ]
 
 
 __all__ = [
     "ATTACKS",
     "FGSM",
     "PGD",
+    "Active",
     "Attack",
     "AttackResult",
     "Bisection",
     "Found",
     "MinParamPerturbation",
+    "Named",
     "Perturbation",
     "ZeroGradientWarning",
     "bisect",
     "fgsm",
     "make",
+    "names",
     "pgd",
 ]

@@ -3,9 +3,9 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -69,13 +69,62 @@ class Found:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Active:
+    """What an iterative attack holds of the rows that are still under way; all of it leaves together.
+
+    A method that holds more (a velocity, a step length of each row) says so in a subclass: what it adds is tensors of n
+    rows, or anything else that :meth:`at` is asked of.
+
+    Args:
+        index: their places among the rows that the search was given [n].
+        rows: the examples that they belong to [n].
+        region: theirs.
+        z: where they are [n, D].
+    """
+
+    index: Tensor
+    rows: Tensor
+    region: Region
+    z: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, region: Region, start: Tensor | None = None, *more: Any) -> Self:
+        """All of ``rows``, at the centre unless they ``start`` elsewhere; ``more`` is what a subclass adds."""
+        return cls(
+            torch.arange(len(rows), device=rows.device), rows, region, region.centre if start is None else start, *more
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+    def at(self, keep: Tensor) -> Self:
+        """Some of them (indices or booleans); the same object if all stay."""
+        if keep.dtype == torch.bool:
+            if bool(keep.all()):
+                return self
+            keep = keep.nonzero().squeeze(1)
+        kept: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                kept[f.name] = value[keep]
+            elif isinstance(value, Region | Noise | Found | Active):
+                kept[f.name] = value.at(keep)
+        return replace(self, **kept)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class AttackResult:
     """What an attack found, example by example.
 
     Attributes:
         adversarial: in the form, shapes and dtypes of the inputs. Examples that reached the goal before are
-            returned unchanged; where nothing was found, the best try is.
+            returned unchanged; where nothing was found, the best try is (the input, from attacks that look for the
+            nearest point).
         success: whether the returned tensors reach the goal, asked of the model once more [B].
         distance: how far they are from the inputs in the attack's norm [B].
         margin: by how much the goal is reached (below 0: missed) [B].
@@ -113,15 +162,22 @@ class Attack(ABC):
             (outputs [N, ...], labels [N]) -> [N].
         lower_bound, upper_bound: the box of allowed inputs; numbers, or tensors that broadcast to the inputs.
         bounds: the same as a pair, ``(0, 1)``.
-        norm: ``"L0"``, ``"L1"``, ``"L2"``, ``"Linf"`` or a :class:`robustx.perturb.Norm`. It measures all tensors of an
-            example together.
-        eps: the budget in input units (a count of elements for L0); a number, or one per example [B].
+        norm: ``"L0"``, ``"L1"``, ``"L2"``, ``"Linf"`` or a :class:`robustx.perturb.Norm`; None takes the first that the
+            attack knows. It measures all tensors of an example together.
+        eps: the budget in input units (a count of elements for L0); a number, or one per example [B]. Attacks that look
+            for the nearest point need none: for them it is the largest distance that counts.
         seed: random draws are functions of it and of each example's content, never of a global generator.
         batch_size: most rows in one pass; None fills the memory budget.
     """
 
     minimal: ClassVar[bool] = False
-    """Whether it looks for the nearest point, with ``eps`` as the largest distance it tries."""
+    """Whether it looks for the nearest point; then ``eps`` is the largest distance that counts, none by default."""
+
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2", "L1", "L0")
+    """The norms that it knows; the first is its default."""
+
+    needs: ClassVar[Literal["gradients", "scores"]] = "gradients"
+    """What it asks of the model."""
 
     def __init__(
         self,
@@ -131,7 +187,7 @@ class Attack(ABC):
         upper_bound: float | Tensor = torch.inf,
         *,
         bounds: tuple[float | Tensor, float | Tensor] | None = None,
-        norm: str | float | Norm = "Linf",
+        norm: str | float | Norm | None = None,
         eps: float | Tensor | None = None,
         seed: int = 0,
         batch_size: int | None = None,
@@ -150,7 +206,11 @@ class Attack(ABC):
         self.forward_func = forward_func
         self.loss_func = "ce" if loss_func is None else loss_func
         self.lower_bound, self.upper_bound = lower_bound, upper_bound
-        self.norm = norm_of(norm)
+        self.norm = norm_of(self.norms[0] if norm is None else norm)
+        if str(self.norm) not in self.norms:
+            raise ValueError(
+                f"norm must be one that {type(self).__name__} knows ({', '.join(self.norms)}), got {self.norm}"
+            )
         self.eps, self.seed, self.batch_size = eps, seed, batch_size
 
     @classmethod
@@ -214,7 +274,11 @@ class Attack(ABC):
             noise = Noise(self.seed, type(self).__name__, identities(region.centre))
             slack = 8 * torch.finfo(margin.dtype).eps * (1 + margin.abs())  # what a batch of another shape may round
             found = self.search(f.to(of=want.firm(slack), strict=False), region.at(left), left, noise.at(left))
-            best = best.put(left, Found(found.z, found.margin.to(margin), found.size.to(margin)))
+            found = Found(found.z, found.margin.to(margin), found.size.to(margin))
+            if self.minimal:  # what is not near enough is not found, and then the input itself comes back
+                near = found.success & (found.size <= region.radius[left])
+                found = best.at(left).where(near, found)
+            best = best.put(left, found)
         held = region.settle(best.z, f.packing)
         best = self._verified(f, region, held, margin)
         assert f.meter is not None
@@ -237,6 +301,8 @@ class Attack(ABC):
         return Found(z, margin, region.size(z))
 
     def _region(self, f: Probe, eps: float | Tensor | None, mask: Any = None) -> Region:
+        if eps is None and self.minimal:
+            eps = torch.inf
         if eps is None:
             raise ValueError(f"eps is missing: give {type(self).__name__}(..., eps=...) or run(..., eps=...)")
         low, high = box(f, self.lower_bound, self.upper_bound, finite=self.norm.unit > 0)

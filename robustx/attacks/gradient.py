@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,14 @@ from ..engine.scores import Everything
 from ..perturb.goals import Leave, Loss, as_logits
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
-from .base import Found, Perturbation, per_row, warn_if_flat
+from .base import Active, Found, Perturbation, per_row, warn_if_flat
+
+
+@dataclass(frozen=True, eq=False)
+class _Climbing(Active):
+    """Rows on their way up, each by steps of its own ``length`` [n]."""
+
+    length: Tensor
 
 
 def fgsm(f: Probe, region: Region, rows: Tensor) -> Found:
@@ -42,26 +49,19 @@ def pgd(
 
     Madry et al. (ICLR 2018), section 2. With ``stop`` a row leaves when it reaches the goal.
     """
-    z = region.centre if start is None else start
-    best, left = Found.nothing(z), torch.arange(len(rows), device=z.device)
+    best = Found.nothing(region.centre)
+    a = _Climbing.of(rows, region, start, length)
     for step in range(steps + 1):
-        margin, g = f.grad(z, rows) if step < steps else (f.value(z, rows), z)
+        margin, g = f.grad(a.z, a.rows) if step < steps else (f.value(a.z, a.rows), a.z)
         if step == 0 and steps:
             warn_if_flat(margin, g)
-        best = best.put(left, best.at(left).stronger(Found(z, margin, region.size(z))))
-        if stop and (margin > 0).any():
+        best = best.put(a.index, best.at(a.index).stronger(Found(a.z, margin, a.region.size(a.z))))
+        if stop:
             going = ~(margin > 0)
-            left, rows, z, g, length, region = (
-                left[going],
-                rows[going],
-                z[going],
-                g[going],
-                length[going],
-                region.at(going),
-            )
-        if step == steps or not len(rows):
+            a, g = a.at(going), g[going]
+        if step == steps or not len(a):
             break
-        z = region.step(z, g, length)
+        a = a.to(z=a.region.step(a.z, g, a.length))
     return best
 
 

@@ -69,8 +69,8 @@ def way_back(f: Probe, rows: Tensor, home: Tensor, away: Tensor, rounds: int) ->
 class Bisection(Attack):
     """The smallest perturbation that PGD finds: its budget is bisected, example by example, all at once.
 
-    ``eps`` is the largest budget that is tried; examples that resist it come back without success and with the
-    strongest point found there. The distances are upper bounds on the true ones.
+    ``eps`` is the largest budget that is tried (as far as the bounds reach, by default); examples that resist it come
+    back unchanged, without success. The distances are upper bounds on the true ones.
 
     Args:
         rounds: halvings of the interval (each at most one run of PGD).
@@ -107,6 +107,7 @@ class Bisection(Attack):
         return super().arguments() | PGD.arguments()
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        region = region.reachable()
         place = torch.full_like(f.everyone, -1).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
 
         def attempt(near: Region, some: Tensor, start: Tensor | None) -> Found:

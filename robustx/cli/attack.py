@@ -72,7 +72,8 @@ def _attack(asked: Namespace, s: Subject) -> Attack:
     if kind is not None:
         known = kind.arguments()
         for name in options.keys() - known:
-            raise ValueError(f"attack {asked.attack!r} has no argument {name!r}; {kind.__name__} takes {_list(known)}")
+            what = kind.attack.__name__
+            raise ValueError(f"attack {asked.attack!r} has no argument {name!r}; {what} takes {_list(known)}")
     fixed = {
         "loss_func": asked.loss,
         "bounds": s.data.bounds,

@@ -56,6 +56,20 @@ class Region:
         room = torch.where(way > 0, self.high - z, z - self.low).clamp(min=0)
         return room if self.free is None else torch.where(self.free, room, 0)
 
+    def reachable(self) -> Self:
+        """The same region with no larger radius than its box leaves room for.
+
+        Raises:
+            ValueError: neither the radius nor the box is finite.
+        """
+        free = torch.ones_like(self.centre, dtype=torch.bool) if self.free is None else self.free
+        farthest = torch.maximum(self.high - self.centre, self.centre - self.low)
+        most = self.norm.size(torch.where(free, farthest, 0))
+        radius = torch.minimum(self.radius, most)
+        if not bool(torch.isfinite(radius).all()):
+            raise ValueError("eps must be finite where the bounds are not: give eps=..., or bounds=(lowest, highest)")
+        return self.to(radius=radius)
+
     def project(self, z: Tensor) -> Tensor:
         """The nearest allowed point to each row of ``z``."""
         move = z - self.centre

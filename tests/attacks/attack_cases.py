@@ -41,7 +41,9 @@ class Case:
 
 
 ALL = [(name, name, QUICK.get(name, {})) for name in ATTACKS] + [(told, *v) for told, v in VARIANTS.items()]
-CASES = [Case(name, norm, told, options) for told, name, options in ALL for norm in NORMS]
+CASES = [
+    Case(name, norm, told, options) for told, name, options in ALL for norm in NORMS if norm in ATTACKS[name].norms
+]
 
 
 def mlp(classes=4, dtype=torch.float64, seed=6):

@@ -287,3 +287,13 @@ def test_bounds_that_do_not_fit(low, high, finite, words):
 def test_names_that_do_not_fit():
     with pytest.raises(ValueError, match="mask is for a, c, but the inputs are a, b"):
         packed({"a": 1, "c": 0}, two(("a", "b")), "mask")
+
+
+def test_no_larger_than_the_box():
+    centre = torch.tensor([[0.2, 0.5], [0.9, 0.1]], dtype=torch.float64)
+    low, high = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    free = torch.tensor([[True, True], [True, False]])
+    region = Region(centre, NORMS["L1"], torch.tensor([torch.inf, 0.5], dtype=torch.float64), low, high, free)
+    assert_close(region.reachable().radius, torch.tensor([1.3, 0.5], dtype=torch.float64))
+    with pytest.raises(ValueError, match="eps must be finite"):
+        region.to(high=torch.full_like(high, torch.inf)).reachable()
