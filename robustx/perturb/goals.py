@@ -1,5 +1,6 @@
 """Goals: scores that say when a search has found what it looks for, and losses that lead there."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -48,14 +49,19 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": logits_
 def as_logits(out: Any, rows: Tensor) -> Tensor:
     """Class scores [N, K] as logits: rows that are probabilities (in [0, 1], sum 1) become log-probabilities.
 
+    One number per row, [N] or [N, 1], is the logit of class 1 against class 0: -z/2 and z/2, so that the margin is z.
+
     Raises:
-        OutputError: there are not at least two classes.
+        OutputError: there are no class scores.
     """
     out = tensor_output(out, rows)
-    if out.ndim != 2 or out.shape[1] < 2:
+    if out.ndim == 1 or out.shape[1:] == (1,):
+        half = out.reshape(len(out), 1) / 2
+        return torch.cat([-half, half], 1)
+    if out.ndim != 2 or not out.shape[1]:
         raise OutputError(
-            f"model must return class scores [B, K] with K >= 2, got shape {tuple(out.shape)}; for one logit z return "
-            "torch.stack([-z / 2, z / 2], 1), for one probability p torch.stack([1 - p, p], 1), or give a goal"
+            f"model must return class scores [B, K], or one logit for each example, got shape {tuple(out.shape)}; "
+            "return one row of scores for each example, or give a goal"
         )
     tolerance = 1e-5 if out.dtype in (torch.float32, torch.float64) else 1e-2
     probabilities = (out >= 0).all(1) & (out <= 1).all(1) & ((out.sum(1) - 1).abs() < tolerance)
@@ -106,8 +112,15 @@ class _ClassGoal(Goal):
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))} or a function, got {self.loss!r}")
 
     def check(self, out: Any, rows: Tensor) -> None:
-        """Raises ValueError if a label is not a class of the model."""
+        """Raises ValueError if a label is not a class of the model; warns of one probability taken for a logit."""
         y, classes = self.y[rows], as_logits(out, rows).shape[1]
+        if out.numel() == len(rows) > 1 and bool(((out >= 0) & (out <= 1)).all()):
+            warnings.warn(
+                f"the model's only output lies between 0 and 1 for all of {len(rows)} examples and is taken for the "
+                "logit of class 1; for a probability p return torch.stack([1 - p, p], 1)",
+                UserWarning,
+                stacklevel=2,
+            )
         if len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
             bad = int(((y < 0) | (y >= classes)).nonzero()[0])
             raise ValueError(

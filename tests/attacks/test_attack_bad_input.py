@@ -81,7 +81,7 @@ CASES = {
     "no y to reach": ({"y": None, "targeted": True}, ValueError, "targeted=True needs y"),
     # models
     "a model that returns a tuple": ({"model": Pair()}, OutputError, "tuple of 2", "model(x)[0]"),
-    "a model with one output": ({"model": nn.Linear(5, 1).double(), "y": Y * 0}, OutputError, "(3, 1)", "torch.stack"),
+    "a model with two axes": ({"model": lambda x: x[:, :, None], "y": Y * 0}, OutputError, "(3, 5, 1)", "one logit"),
     "a model with one number": ({"model": lambda x: x.sum()}, OutputError, "one row per example", "()"),
     "a model that returns NaN": (
         {"model": NotANumber(), "x": with_(X, -0.5, (1, 0)), "bounds": (-1, 1)},

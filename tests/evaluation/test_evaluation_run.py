@@ -320,7 +320,7 @@ XY = (torch.rand(6, 4), torch.arange(6) % 3)
         ({"m": LINEAR}, (XY[0] * 2, XY[1]), ("m",), ValueError, "leaves its bounds"),
         ({"m": LINEAR}, (XY[0].double(), XY[1]), ("m",), RuntimeError, "float32: convert"),
         ({"m": lambda x: (LINEAR(x), x)}, XY, ("m",), ValueError, "must return one tensor, got a tuple"),
-        ({"m": lambda x: LINEAR(x)[:, 0]}, XY, ("m",), ValueError, r"class scores \[B, K\]"),
+        ({"m": lambda x: LINEAR(x)[:, :, None]}, XY, ("m",), ValueError, r"class scores \[B, K\]"),
         ({"m": torch.nn.Sequential(torch.nn.Dropout(), LINEAR)}, XY, ("m",), ValueError, "train mode"),
     ],
     ids=[

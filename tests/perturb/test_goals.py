@@ -247,6 +247,24 @@ def test_the_models_own_answer_is_left():
 # ---- bad input
 
 
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+@pytest.mark.parametrize("kind", [Leave, Reach])
+def test_one_logit_is_that_of_class_1_against_class_0(kind, loss):
+    z, y = torch.tensor([-3.0, 0.5, 2.0, -0.1], dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    both, goal = torch.stack([-z / 2, z / 2], 1), kind(y, loss)
+    for one in (z, z[:, None]):
+        goal.check(one, all_rows(4))
+        for told in (goal.value, goal.pull):
+            assert_close(told(one, all_rows(4)), told(both, all_rows(4)))
+    assert_close(Leave(y).value(z, all_rows(4)), torch.where(y == 0, z, -z))
+    assert class_goal(Probe(lambda x: x.sum(1), (z[:, None],)), None).y.tolist() == [0, 1, 1, 0]
+
+
+def test_one_probability_is_told_from_one_logit():
+    with pytest.warns(UserWarning, match=r"lies between 0 and 1 for all of 3 examples .* torch.stack"):
+        Leave(torch.tensor([0, 1, 0])).check(torch.tensor([0.2, 0.7, 0.4]), all_rows(3))
+
+
 @pytest.mark.parametrize(
     "goal, out, error, words",
     [
@@ -257,9 +275,7 @@ def test_the_models_own_answer_is_left():
             ValueError,
             "targeted loss 'dlr' needs at least 4 classes, the model has 3",
         ),
-        (Leave, torch.rand(3), OutputError, r"class scores \[B, K\] with K >= 2, got shape \(3,\).*torch.stack"),
-        (Leave, torch.rand(3, 1), OutputError, r"got shape \(3, 1\).*torch.stack"),
-        (Leave, torch.rand(3, 2, 2), OutputError, r"got shape \(3, 2, 2\)"),
+        (Leave, torch.rand(3, 2, 2), OutputError, r"class scores \[B, K\], or one logit .*, got shape \(3, 2, 2\)"),
         (Leave, (torch.rand(3, 2),), OutputError, r"must return one tensor, got a tuple of 1; wrap it"),
         (Leave, torch.rand(4, 2), OutputError, r"one row per example, got shape \(4, 2\) for 3 rows"),
         (lambda y: Until(lambda o: o), torch.rand(3, 2), TargetError, r"3 rows gave \(3, 2\)"),
