@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..engine.guard import guarded, untouched
 from ..engine.memory import Pace
-from ..engine.packing import finest
+from ..engine.packing import Tensors, finest
+from ..engine.prepare import PRECISIONS, faithful, prepare, rounding
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise, identities
 from ..perturb.goals import LOSSES, Climb, Goal, Loss, aim, class_goal
@@ -168,6 +169,10 @@ class Attack(ABC):
             for the nearest point need none: for them it is the largest distance that counts.
         seed: random draws are functions of it and of each example's content, never of a global generator.
         batch_size: most rows in one pass; None fills the memory budget.
+        precision: how the model is asked during the search: ``"exact"``, with batch norms folded into what comes before
+            them; ``"fast"``, in bfloat16 too; None, as it is. Whatever is found counts only if the model itself, in
+            its own precision, confirms it; what it does not is searched again by the model itself. See
+            :mod:`robustx.engine.prepare`.
     """
 
     minimal: ClassVar[bool] = False
@@ -191,6 +196,7 @@ class Attack(ABC):
         eps: float | Tensor | None = None,
         seed: int = 0,
         batch_size: int | None = None,
+        precision: str | None = "exact",
     ) -> None:
         if not callable(forward_func):
             raise TypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
@@ -202,6 +208,8 @@ class Attack(ABC):
             raise ValueError(
                 f"loss_func must be one of {', '.join(map(repr, LOSSES))} or a function, got {loss_func!r}"
             )
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be 'exact', 'fast' or None, got {precision!r}")
         Pace(batch_size)  # refuses what is no batch size
         self.forward_func = forward_func
         self.loss_func = "ce" if loss_func is None else loss_func
@@ -211,7 +219,7 @@ class Attack(ABC):
             raise ValueError(
                 f"norm must be one that {type(self).__name__} knows ({', '.join(self.norms)}), got {self.norm}"
             )
-        self.eps, self.seed, self.batch_size = eps, seed, batch_size
+        self.eps, self.seed, self.batch_size, self.precision = eps, seed, batch_size, precision
 
     @classmethod
     def arguments(cls) -> set[str]:
@@ -267,20 +275,22 @@ class Attack(ABC):
         want = aim(f, goal, y, targeted, self.loss_func)
         f = f.to(of=want)
         region = self._region(f, self.eps if eps is None else eps, mask)
+        quick = prepare(f, self.precision)
         margin = f.score
         left = (~(margin > 0)).nonzero().squeeze(1)
-        best = Found(region.centre, margin, torch.zeros_like(margin))
+        start = best = Found(region.centre, margin, torch.zeros_like(margin))
+        noise = Noise(self.seed, type(self).__name__, identities(region.centre))
         if len(left):
-            noise = Noise(self.seed, type(self).__name__, identities(region.centre))
-            slack = 8 * torch.finfo(margin.dtype).eps * (1 + margin.abs())  # what a batch of another shape may round
-            found = self.search(f.to(of=want.firm(slack), strict=False), region.at(left), left, noise.at(left))
-            found = Found(found.z, found.margin.to(margin), found.size.to(margin))
-            if self.minimal:  # what is not near enough is not found, and then the input itself comes back
-                near = found.success & (found.size <= region.radius[left])
-                found = best.at(left).where(near, found)
-            best = best.put(left, found)
+            quick = quick if faithful(quick, margin[left], left) else f
+            best = self._sought(quick, want, region, left, noise, start)
         held = region.settle(best.z, f.packing)
-        best = self._verified(f, region, held, margin)
+        told, best = best, self._verified(f, region, held, margin, left)
+        lost = (told.success & ~best.success).nonzero().squeeze(1)
+        if len(lost) and quick is not f:
+            held = region.settle(
+                best.put(lost, self._sought(f, want, region, lost, noise, start).at(lost)).z, f.packing
+            )
+            best = self._verified(f, region, held, best.margin, lost)
         assert f.meter is not None
         return AttackResult(
             door.out(held),
@@ -291,11 +301,21 @@ class Attack(ABC):
             f.meter.backward.clone(),
         )
 
-    def _verified(self, f: Probe, region: Region, held: tuple[Tensor, ...], before: Tensor) -> Found:
-        """What the returned tensors really do; those that did not move did not change."""
+    def _sought(self, f: Probe, want: Goal, region: Region, rows: Tensor, noise: Noise, start: Found) -> Found:
+        """``start`` [B], with what a search by ``f`` finds for some rows."""
+        margin = start.margin
+        slack = rounding(f, margin.dtype) * (1 + margin.abs())
+        found = self.search(f.to(of=want.firm(slack), strict=False), region.at(rows), rows, noise.at(rows))
+        found = Found(found.z, found.margin.to(margin), found.size.to(margin))
+        if self.minimal:  # what is not near enough is not found, and then the input itself comes back
+            found = start.at(rows).where(found.success & (found.size <= region.radius[rows]), found)
+        return start.put(rows, found)
+
+    def _verified(self, f: Probe, region: Region, held: Tensors, known: Tensor, rows: Tensor) -> Found:
+        """What the returned tensors really do, where margins are not ``known`` [B]: in those ``rows`` that moved."""
         z = f.packing.pack(held)
-        moved = (z != region.centre).any(1).nonzero().squeeze(1)
-        margin = before.clone()
+        moved = rows[(z != region.centre)[rows].any(1)]
+        margin = known.clone()
         if len(moved):
             margin[moved] = f.to(strict=False).value(z[moved], moved)
         return Found(z, margin, region.size(z))

@@ -99,6 +99,7 @@ class Bisection(Attack):
             eps=p.eps,
             seed=p.seed,
             batch_size=p.batch_size,
+            precision=p.precision,
         )
         self.rounds = whole("rounds", rounds, 0)
 
