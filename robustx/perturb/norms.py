@@ -20,7 +20,8 @@ from ..engine.randomness import Noise
 class Norm(ABC):
     """A norm of rows [N, D].
 
-    Laws: ``project`` is the nearest point; ``steepest`` attains the dual norm where there is room; draws are inside.
+    Laws: ``project`` is the nearest point; ``steepest`` attains the dual norm where there is room; ``least`` is its
+    inverse; draws are inside.
     ``unit`` is the least by which two sizes can differ (0 if there is no such thing).
     """
 
@@ -37,6 +38,13 @@ class Norm(ABC):
     @abstractmethod
     def steepest(self, g: Tensor, length: Tensor, room: Tensor | None = None) -> Tensor:
         """The move of size at most ``length`` [N], within ``room``, that gains most along ``g``: argmax <g, v>."""
+
+    @abstractmethod
+    def least(self, g: Tensor, gain: Tensor, room: Tensor | None = None) -> Tensor:
+        """The smallest move, within ``room``, that gains ``gain`` [N] along ``g``: argmin size(v), <g, v> >= gain.
+
+        The way to a half-space inside a box. Where the box allows no such gain, the move that gains most.
+        """
 
     @abstractmethod
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
@@ -74,6 +82,10 @@ class Linf(Norm):
     def steepest(self, g: Tensor, length: Tensor, room: Tensor | None = None) -> Tensor:
         return g.sign() * _within(self._units(length, g), room)
 
+    def least(self, g: Tensor, gain: Tensor, room: Tensor | None = None) -> Tensor:
+        units = self._units(torch.ones_like(g[:, 0]), g) if g.shape[1] else g
+        return g.sign() * _gaining(g.abs(), gain, units, _within(torch.full_like(g, torch.inf), room))
+
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
         return d.sign() * torch.minimum(_within(d.abs(), room), self._units(radius, d))
 
@@ -94,6 +106,9 @@ class L2(Norm):
 
     def steepest(self, g: Tensor, length: Tensor, room: Tensor | None = None) -> Tensor:
         return g.sign() * _fill(g.abs(), length, _within(torch.full_like(g, torch.inf), room))
+
+    def least(self, g: Tensor, gain: Tensor, room: Tensor | None = None) -> Tensor:
+        return g.sign() * _gaining(g.abs(), gain, g.abs(), _within(torch.full_like(g, torch.inf), room))
 
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
         cap = _within(d.abs(), room)
@@ -124,6 +139,10 @@ class L1(Norm):
         move = torch.minimum((length[:, None] - spent).clamp(min=0), room)
         return g.sign() * torch.zeros_like(g).scatter(1, order, move)
 
+    def least(self, g: Tensor, gain: Tensor, room: Tensor | None = None) -> Tensor:
+        room = _within(torch.full_like(g, torch.inf), room)
+        return g.sign() * _spending(g.abs(), gain, room, g.abs().argsort(1, descending=True))
+
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
         cap = _within(d.abs(), room)
         level = _level(d.abs(), radius, cap)
@@ -151,6 +170,11 @@ class L0(Norm):
     def steepest(self, g: Tensor, length: Tensor, room: Tensor | None = None) -> Tensor:
         move = g.sign() * (torch.ones_like(g) if room is None else room)
         return torch.where(_leading(g * move, length.ceil()), move, 0)  # a step moves one element at least
+
+    def least(self, g: Tensor, gain: Tensor, room: Tensor | None = None) -> Tensor:
+        room = _within(torch.full_like(g, torch.inf), room)
+        most = torch.where(g == 0, 0, g.abs() * room)
+        return g.sign() * _spending(g.abs(), gain, room, most.argsort(1, descending=True))
 
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
         cap = _within(d.abs(), room)
@@ -228,3 +252,32 @@ def _level(a: Tensor, size: Tensor, cap: Tensor) -> Tensor:
     into = (r[:, None] - sums.gather(1, k)) / slope.gather(1, k).clamp(min=1)
     level = (at.gather(1, k) - into).clamp(min=0).squeeze(1)
     return torch.where(c.sum(1) <= r, 0, level).to(a.dtype)
+
+
+def _gaining(a: Tensor, gain: Tensor, rate: Tensor, cap: Tensor) -> Tensor:
+    """min(t rate, cap) with the t >= 0 at which its product with ``a`` is ``gain`` (all of ``cap`` if that gains less).
+
+    The product grows with t, linearly between the t at which elements meet their caps.
+    """
+    if not a.shape[1]:
+        return a
+    x, v, c = finest(a), finest(rate), torch.where(a > 0, finest(cap), 0)
+    need = finest(gain).clamp(min=0)[:, None]
+    v = v / v.amax(1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)  # only ratios matter, and 1e-200 squared is 0
+    at, order = torch.where(c > 0, c / v, 0).sort(1)
+    slope = torch.where(c > 0, x * v, 0).gather(1, order).flip(1).cumsum(1).flip(1)
+    gains = (slope * F.pad(at, (1, 0)).diff(dim=1)).nan_to_num(torch.inf).cumsum(1)  # when t has come to ``at``
+    k = (gains < need).sum(1, keepdim=True)
+    before = k.clamp(max=a.shape[1] - 1)
+    into = (need - F.pad(gains, (1, 0)).gather(1, before)) / slope.gather(1, before)
+    t = torch.where(k == a.shape[1], torch.inf, F.pad(at, (1, 0)).gather(1, before) + into)
+    return torch.where(c > 0, torch.minimum(t * v, c), 0).to(a.dtype)
+
+
+def _spending(a: Tensor, gain: Tensor, room: Tensor, order: Tensor) -> Tensor:
+    """Moves whose product with ``a`` is ``gain``, of one element after the other, each as far as it has room."""
+    x, r = finest(a).gather(1, order), finest(room).gather(1, order)
+    gains = torch.where(x > 0, x * r, 0)
+    left = finest(gain)[:, None] - F.pad(gains.cumsum(1)[:, :-1], (1, 0)) if a.shape[1] else gains
+    move = torch.where(x > 0, torch.minimum(left.clamp(min=0) / x, r), 0)
+    return torch.zeros_like(a).scatter(1, order, move.to(a.dtype))

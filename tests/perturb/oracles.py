@@ -1,9 +1,9 @@
-"""The two questions a norm answers, put to scipy (L0: to every subset) for one row, with the box in full."""
+"""The questions a norm answers, put to scipy (L0: to every subset) for one row, with the box in full."""
 
 from itertools import combinations
 
 import numpy as np
-from scipy.optimize import linprog, minimize
+from scipy.optimize import brentq, linprog, minimize
 
 
 def nearest(norm, d, radius, low, high):
@@ -24,6 +24,32 @@ def most(norm, g, length, low, high):
     bounds = np.r_[np.c_[0 * g, np.minimum(high, there)], np.c_[0 * g, np.minimum(-low, there)]]
     sums = {} if norm == "Linf" else {"A_ub": np.ones((1, 2 * len(g))), "b_ub": [length]}
     return -linprog(np.r_[-g, g], bounds=bounds, **sums).fun
+
+
+def least(norm, g, gain, low, high):
+    """The least size of a move inside the box that gains so much along g; infinite where none does."""
+    best = np.where(g > 0, high, low)
+    most = np.where(g == 0, 0, g * np.where(g == 0, 0, best))
+    if gain <= 0:
+        return 0.0
+    if most.sum() < gain:
+        return np.inf
+    if norm == "L0":
+        return 1 + int((np.sort(most)[::-1].cumsum() < gain).sum())
+    if norm == "L2":  # the multiplier of the only constraint, from the conditions of optimality
+        move = lambda t: np.clip(t * g, low, high)
+        last = 1.0
+        while g @ move(last) < gain * (1 - 1e-9):
+            last *= 2
+        return np.linalg.norm(move(brentq(lambda t: g @ move(t) - gain * (1 - 1e-9), 0, last, xtol=1e-14)))
+    n = len(g)
+    if norm == "L1":
+        bounds = np.r_[np.c_[0 * g, high], np.c_[0 * g, -low]]
+        return linprog(np.ones(2 * n), -np.r_[g, -g][None], [-gain], bounds=bounds).fun
+    one = np.ones((n, 1))
+    rows = np.r_[np.c_[np.eye(n), -one], np.c_[-np.eye(n), -one], np.c_[-g[None], 0]]
+    bounds = np.r_[np.c_[low, high], [[0, np.inf]]]
+    return linprog(np.r_[0 * g, 1], rows, np.r_[np.zeros(2 * n), -gain], bounds=bounds).fun
 
 
 def _subsets(n, radius, v):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import most, nearest
+from oracles import least, most, nearest
 from scipy.stats import beta, chisquare, kstest
 from torch.testing import assert_close
 
@@ -82,6 +82,60 @@ def test_steepest_gains_most(name, boxed):
         assert g[0].numpy() @ v == pytest.approx(most(name, d, length, low, high), rel=1e-6, abs=1e-6)
 
     check()
+
+
+@every
+@pytest.mark.parametrize("boxed", [True, False])
+def test_least_is_the_smallest_move_that_gains_enough(name, boxed):
+    @settings(max_examples=150)
+    @given(problems(boxed))
+    def check(problem):
+        d, gain, low, high = problem
+        d = d.round(2)  # smaller slopes are beyond what the linear programme resolves
+        g, need = torch.tensor(d)[None], torch.tensor([gain], dtype=torch.float64)
+        v = NORMS[name].least(g, need, room(g, low, high) if boxed else None)[0].numpy()
+        best = least(name, d, gain, low, high)
+        assert (low <= v).all() and (v <= high).all()
+        if np.isfinite(best):
+            assert d @ v == pytest.approx(gain, rel=1e-6, abs=1e-9)
+            assert np.linalg.norm(v, float(name[1:])) == pytest.approx(best, rel=1e-5, abs=1e-6)
+        else:
+            far = np.where(d == 0, 0, np.where(d > 0, high, low))
+            assert d @ v == pytest.approx(d @ far, abs=1e-12)
+
+    check()
+
+
+@every
+@pytest.mark.parametrize("boxed", [True, False])
+@shapes
+@dtypes
+def test_least_is_the_inverse_of_steepest(name, boxed, n, d, dtype):
+    norm, (g, length, there) = NORMS[name], batch(n, d, dtype)
+    length = length.ceil() if name == "L0" else length
+    there = there if boxed else torch.ones_like(there)
+    gained = (g * norm.steepest(g, length, there)).sum(1) * (1 - 1e-6)  # a count is not for rounding to raise
+    move = norm.least(g, gained, there)
+    assert move.shape == g.shape and move.dtype == dtype
+    assert_close((g * move).sum(1), gained)
+    assert (norm.size(move) <= length * (1 + 1e-5) + 1e-6).all()
+    assert (norm.least(g, -gained, there) == 0).all()
+
+
+def test_least_in_units_of_each_element():
+    """Linf with units: the same as without, in coordinates in which each unit is one."""
+    g, gain, there = batch(16, 5)[0], torch.linspace(0, 2, 16, dtype=torch.float64), 3 * batch(16, 5)[2]
+    scale = torch.tensor([1.0, 10.0, 0.1, 2.0, 3.0], dtype=torch.float64)
+    plain = Linf().least(g * scale, gain, there / scale) * scale
+    assert_close(Linf(scale).least(g, gain, there), plain)
+
+
+@every
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30])
+def test_least_ignores_the_scale_of_the_gradient(name, scale):
+    norm, (g, gain, there) = NORMS[name], batch(16, 5)
+    for limits in (None, there):
+        assert_close(norm.least(g * scale, gain * scale, limits), norm.least(g, gain, limits))
 
 
 def test_what_is_left_free_may_be_tiny_beside_what_is_not():
