@@ -88,6 +88,7 @@ class Probe:
         gradient: makes the gradients at given inputs in autograd's place: (inputs, rows) -> one for each input.
         pace: the batching rule, shared by all probes made from this one.
         meter: counts rows, shared likewise.
+        whose: the examples that queries belong to, where they name copies of them, see :meth:`copies`.
     """
 
     model: Callable[..., Any]
@@ -102,6 +103,7 @@ class Probe:
     gradient: Callable[[Tensors, Tensor], Sequence[Tensor]] | None = None
     pace: Pace = field(default_factory=Pace)
     meter: Meter | None = None
+    whose: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.meter is None:
@@ -184,6 +186,18 @@ class Probe:
             other.__dict__.update({k: v for k, v in self.__dict__.items() if k in known})
         return other
 
+    def copies(self, whose: Tensor, of: Score) -> Self:
+        """Queries then name copies of examples, the i-th one of example ``whose[i]``, and ``of`` tells copies apart.
+
+        So that one example may be asked for several things in one pass. Passes count for the examples.
+        """
+        _ = self.here  # what stands at the site is that of the examples
+        return self.to(of=of, whose=self._own(whose))
+
+    def _own(self, rows: Tensor) -> Tensor:
+        """The examples that queries belong to."""
+        return rows if self.whose is None else self.whose[rows]
+
     def value(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Scores [N] (or what the score makes of each row)."""
         rows = self.everyone if rows is None else rows
@@ -211,29 +225,46 @@ class Probe:
 
         return self._batches(n, work, ("value", self._kind))
 
+    def climb(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`grad`, with each one's pull as well: scores [N], pulls [N] and gradients [N, D] of one pass.
+
+        For searches that judge their progress by what they climb, and their success by the score.
+        """
+        rows = self.everyone if rows is None else rows
+        parts = [p for _, *p in self._climbs(len(rows), lambda part: (z[part], rows[part]))]
+        if not parts:
+            return z.new_zeros(0), z.new_zeros(0), torch.zeros_like(z)
+        values, pulls, grads = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(pulls), torch.cat(grads)
+
     def grads(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Scores and gradients of ``n`` queries, batch by batch.
 
         Rows must not see one another (a model in eval mode), so one backward pass of the sum serves all.
         """
+        for part, value, _, g in self._climbs(n, query):
+            yield part, value, g
+            del value, g, _
 
+    def _climbs(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         assert self.rules is None, "rules hold where the model is watched: ask for locals"
 
-        def work(part: slice) -> tuple[Tensor, Tensor]:
+        def work(part: slice) -> tuple[Tensor, Tensor, Tensor]:
             z, rows = query(part)
             assert z is not None, "a gradient needs a point"
             if self.gradient is not None:
-                return self._given(z, rows)
+                value, g = self._given(z, rows)
+                return value, value, g
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
                 value, pull = self._forward(z, rows)
                 g = self._slope(pull, (z,), self.packing)
             self._count(rows, backward=1 if pull.ndim == 1 else pull.shape[1])
-            return value.detach(), g if self.strict else g.nan_to_num()
+            return value.detach(), pull.detach(), g if self.strict else g.nan_to_num()
 
-        for part, (value, g) in self._batches(n, work, ("grad", self._kind)):
-            yield part, value, g
-            del value, g
+        for part, (value, pull, g) in self._batches(n, work, ("grad", self._kind)):
+            yield part, value, pull, g
+            del value, pull, g
 
     def local(self) -> Local:
         """:meth:`locals` of the examples as they are, all together."""
@@ -420,9 +451,12 @@ class Probe:
         return any(isinstance(v, Tensor) and v.ndim and len(v) == self.examples for v in further)
 
     def _inputs(self, rows: Tensor) -> Tensors:
+        rows = self._own(rows)
         return tuple(t[rows] for t in self.inputs)
 
     def _call(self, rows: Tensor) -> Call:
+        rows = self._own(rows)
+
         def follow(v: Any) -> Any:
             return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == self.examples else v
 
@@ -492,6 +526,7 @@ class Probe:
 
     def _count(self, rows: Tensor, forward: int = 1, backward: int = 0) -> None:
         assert self.meter is not None
+        rows = self._own(rows)
         one = torch.ones_like(rows)
         for meter, passes in ((self.meter.forward, forward), (self.meter.backward, backward)):
             if passes:

@@ -179,6 +179,35 @@ def test_many_scores_at_once_are_as_many_questions(make, limit):
         assert_close(slopes[:, k], g)
 
 
+@pytest.mark.parametrize("limit", [None, 3])
+def test_what_is_climbed_comes_with_the_score(limit):
+    m, x, y = mlp(), rand(5), torch.tensor([0, 1, 2, 1])
+    f = Probe(m, (x,), Leave(y, "ce"), pace=Pace(limit))
+    z = x[ROWS] + 0.1 * torch.randn(N, 5, dtype=torch.float64)
+    value, pull, g = f.climb(z, ROWS)
+    assert_close((value, g), f.grad(z, ROWS))
+    assert_close(pull, nn.functional.cross_entropy(m(z), y[ROWS], reduction="none").detach())
+    assert all(len(t) == 0 for t in f.climb(z[:0], ROWS[:0]))
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_copies_of_examples_have_scores_of_their_own(limit):
+    """Inputs, further arguments and counts are those of the examples."""
+    m, scale, shift = TwoInputs(), torch.rand(B, 1).double(), torch.rand(4).double()
+    f = Probe(m, (rand(5), rand(2, 3)), Output(0), args=(scale,), kwargs={"shift": shift[:, None]}, pace=Pace(limit))
+    whose, columns = torch.tensor([0, 1, 3] * 2), torch.tensor([0, 0, 0, 2, 2, 1])
+    copies = f.copies(whose, Output(columns))
+    z = torch.randn(6, 11, dtype=torch.float64)
+    value, g = copies.grad(z, torch.arange(6))
+    for column in range(3):
+        rows = columns == column
+        assert_close((value[rows], g[rows]), f.to(of=Output(column)).grad(z[rows], whose[rows]))
+    assert f.meter.forward.tolist() == f.meter.backward.tolist() == [4, 4, 0, 4]
+    assert_close(copies.value(z[[5, 3]], torch.tensor([5, 3])), value[[5, 3]])
+    again = copies.copies(torch.tensor([5, 0]), Output(1))  # copies of copies
+    assert_close(again.value(z[:2], torch.arange(2)), f.to(of=Output(1)).value(z[:2], torch.tensor([3, 0])))
+
+
 @every
 def test_what_is_asked_leaves_no_trace(make):
     f, _ = make()
