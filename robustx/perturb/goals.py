@@ -29,14 +29,26 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio: the margin over the gap of first and third logit [N]; needs K >= 3.
+    """Difference of logits ratio: the margin over the gap of first and third logit [N]; of two classes the margin.
 
     Invariant to shift and scale of the logits. Croce, Hein (ICML 2020), eq. 6.
     """
     if logits.shape[1] < 3:
-        raise ValueError(f"loss 'dlr' needs at least 3 classes, the model has {logits.shape[1]}; use loss='margin'")
+        return margin(logits, y)
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / _not_zero(top[:, 0] - top[:, 2])
+
+
+def _targeted_ratio(lead: Tensor, logits: Tensor) -> Tensor:
+    """A lead over the gap of the first logit and the mean of third and fourth [N]; the lead, of less than four classes.
+
+    Croce, Hein (ICML 2020), eq. 7: no logit that a lead is made of stands alone in the gap, so the ratio is never
+    constant, as eq. 6 is where a class ranks third.
+    """
+    if logits.shape[1] < 4:
+        return lead
+    top = logits.topk(4, dim=1).values
+    return lead / _not_zero(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
 
 def _not_zero(gap: Tensor) -> Tensor:
@@ -157,12 +169,12 @@ class Leave(_ClassGoal):
         if self.loss == "ce":
             return -cross_entropy(logits, t.squeeze(1))
         lead = (logits.gather(1, t) - logits.gather(1, y)).squeeze(1)
-        if self.loss == "margin":
-            return lead
-        if logits.shape[1] < 4:
-            raise ValueError(f"targeted loss 'dlr' needs at least 4 classes, the model has {logits.shape[1]}")
-        top = logits.topk(4, dim=1).values
-        return lead / _not_zero(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)  # eq. 7 there
+        return lead if self.loss == "margin" else _targeted_ratio(lead, logits)
+
+    def copies(self, whose: Tensor, toward: Tensor) -> "Leave":
+        """The goal of copies of the examples ``whose`` [N], each climbing towards another class of its own [N]."""
+        by = self.by[whose] if isinstance(self.by, Tensor) else self.by
+        return replace(self, y=self.y[whose], by=by, toward=toward)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +185,9 @@ class Reach(_ClassGoal):
         return -margin(as_logits(out, rows), self.y[rows])
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
+        if self.loss == "dlr":
+            logits = as_logits(out, rows)
+            return _targeted_ratio(-margin(logits, self.y[rows]), logits)
         return -self.climb(out, rows)
 
 

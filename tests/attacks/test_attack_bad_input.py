@@ -112,13 +112,6 @@ CASES = {
     "batch_size zero": ({"batch_size": 0}, ValueError, "batch size", "at least 1", "0"),
     "rivals of a target": ({"targeted": True, "targets": 2}, ValueError, "targets", "untargeted"),
     "rivals of a goal": ({"how": {"goal": Until(lambda out: out[:, 0] - 9)}, "targets": 2}, ValueError, "targets"),
-    "dlr with two classes": (
-        {"model": nn.Linear(5, 2).double(), "y": None, "loss_func": "dlr"},
-        ValueError,
-        "'dlr'",
-        "3 classes",
-        "'margin'",
-    ),
 }
 
 

@@ -1,5 +1,7 @@
 """Goals: a margin above zero says that the goal is reached, and losses lead there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,9 +72,31 @@ def test_cross_entropy_by_hand():
 def test_difference_of_logits_ratio_by_hand():
     out, y = torch.tensor([[3.0, 1, 0, -2], [3, 1, 0, -2]]), torch.tensor([0, 2])
     assert_close(Leave(y, "dlr").pull(out, all_rows(2)), torch.tensor([-2 / 3, 3 / 3]))
-    assert_close(Reach(y, "dlr").pull(out, all_rows(2)), torch.tensor([2 / 3, -3 / 3]))
+    assert_close(Reach(y, "dlr").pull(out, all_rows(2)), torch.tensor([2.0, -3.0]) / (3 - (0 - 2) / 2))
     towards = Leave(torch.tensor([0, 2]), "dlr", toward=torch.tensor([1, 3]))
     assert_close(towards.pull(out, all_rows(2)), torch.tensor([-2.0, -2.0]) / (3 - (0 - 2) / 2))
+
+
+@pytest.mark.parametrize("rank", range(4))
+@pytest.mark.parametrize("make", [Reach, lambda y, loss: Leave((y + 1) % 4, loss, toward=y)], ids=["reach", "toward"])
+def test_difference_of_logits_ratio_leads_to_a_class_of_any_rank(make, rank):
+    """Peers' untargeted ratio is constant where the class ranks third."""
+    out = torch.tensor([[3.0, 1, 0, -2]])
+    goal = make(torch.tensor([rank]), "dlr")
+    g = slope(goal, out)
+    assert g.abs().max() > 0.1
+    assert goal.pull(out + 0.01 * g, all_rows(1)) > goal.pull(out, all_rows(1))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_difference_of_logits_ratio_of_too_few_classes_is_the_margin(classes):
+    out, rows = torch.randn(6, classes, dtype=torch.float64), all_rows(6)
+    y = rows % classes
+    other = (y + 1) % classes
+    assert_close(Reach(y, "dlr").pull(out, rows), Reach(y, "margin").pull(out, rows))
+    assert_close(Leave(y, "dlr", toward=other).pull(out, rows), Leave(y, "margin", toward=other).pull(out, rows))
+    if classes == 2:
+        assert_close(Leave(y, "dlr").pull(out, rows), Leave(y, "margin").pull(out, rows))
 
 
 @given(st.floats(0.01, 100), st.floats(-100, 100))
@@ -103,6 +127,19 @@ def test_towards_one_other_class(loss):
         "dlr": ((chosen - own) * out).sum(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2),
     }
     assert_close(goal.pull(out, all_rows()), expected[loss])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_copies_climb_towards_classes_of_their_own(loss):
+    out, y = logits()
+    goal = Leave(y, loss, by=torch.linspace(0, 1, N, dtype=torch.float64))
+    whose = torch.tensor([3, 0, 3, 1])
+    toward = (y[whose] + torch.tensor([1, 1, 2, 3])) % K
+    copies = goal.copies(whose, toward)
+    assert_close(copies.value(out[whose], all_rows(4)), goal.value(out[whose], whose))
+    for i in range(4):
+        one = replace(goal, toward=toward[i].expand(N))
+        assert_close(copies.pull(out[whose], all_rows(4))[i], one.pull(out, all_rows())[whose[i]])
 
 
 # ---- probabilities instead of logits
@@ -268,13 +305,6 @@ def test_one_probability_is_told_from_one_logit():
 @pytest.mark.parametrize(
     "goal, out, error, words",
     [
-        (lambda y: Leave(y, "dlr"), torch.rand(3, 2), ValueError, "'dlr' needs at least 3 classes, the model has 2"),
-        (
-            lambda y: Leave(y, "dlr", toward=y),
-            torch.rand(3, 3),
-            ValueError,
-            "targeted loss 'dlr' needs at least 4 classes, the model has 3",
-        ),
         (Leave, torch.rand(3, 2, 2), OutputError, r"class scores \[B, K\], or one logit .*, got shape \(3, 2, 2\)"),
         (Leave, (torch.rand(3, 2),), OutputError, r"must return one tensor, got a tuple of 1; wrap it"),
         (Leave, torch.rand(4, 2), OutputError, r"one row per example, got shape \(4, 2\) for 3 rows"),
