@@ -65,15 +65,21 @@ def pgd(
     return best
 
 
+def likeliest(f: Probe, rows: Tensor, count: int) -> Tensor:
+    """The other classes than the label, the likeliest first [N, T]; T is ``count``, or as many as there are."""
+    assert isinstance(f.of, Leave)
+    logits = as_logits(f.to(of=Everything()).value(f.point[rows], rows), rows)
+    logits = logits.scatter(1, f.of.y[rows][:, None], -torch.inf)
+    return logits.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
 def rivals(f: Probe, rows: Tensor, count: int) -> Iterator[Probe]:
     """``f`` climbing towards one other class after the other, the likeliest first.
 
     Croce, Hein (ICML 2020), section 5: an untargeted attack, made of targeted ones.
     """
     assert isinstance(f.of, Leave)
-    logits = as_logits(f.to(of=Everything()).value(f.point[rows], rows), rows)
-    logits = logits.scatter(1, f.of.y[rows][:, None], -torch.inf)
-    for towards in logits.topk(min(count, logits.shape[1] - 1), dim=1).indices.unbind(1):
+    for towards in likeliest(f, rows, count).unbind(1):
         yield f.to(of=replace(f.of, toward=f.of.y.index_copy(0, rows, towards)))
 
 
