@@ -192,9 +192,9 @@ class Probe:
         So that one example may be asked for several things in one pass. Passes count for the examples.
         """
         _ = self.here  # what stands at the site is that of the examples
-        return self.to(of=of, whose=self._own(whose))
+        return self.to(of=of, whose=self.owner(whose))
 
-    def _own(self, rows: Tensor) -> Tensor:
+    def owner(self, rows: Tensor) -> Tensor:
         """The examples that queries belong to."""
         return rows if self.whose is None else self.whose[rows]
 
@@ -451,11 +451,11 @@ class Probe:
         return any(isinstance(v, Tensor) and v.ndim and len(v) == self.examples for v in further)
 
     def _inputs(self, rows: Tensor) -> Tensors:
-        rows = self._own(rows)
+        rows = self.owner(rows)
         return tuple(t[rows] for t in self.inputs)
 
     def _call(self, rows: Tensor) -> Call:
-        rows = self._own(rows)
+        rows = self.owner(rows)
 
         def follow(v: Any) -> Any:
             return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == self.examples else v
@@ -526,7 +526,7 @@ class Probe:
 
     def _count(self, rows: Tensor, forward: int = 1, backward: int = 0) -> None:
         assert self.meter is not None
-        rows = self._own(rows)
+        rows = self.owner(rows)
         one = torch.ones_like(rows)
         for meter, passes in ((self.meter.forward, forward), (self.meter.backward, backward)):
             if passes:
