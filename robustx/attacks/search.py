@@ -1,6 +1,7 @@
 """Searches for the least: the smallest budget of an attack, the smallest argument of any perturbation."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from inspect import signature
@@ -14,10 +15,10 @@ from ..engine.checks import whole
 from ..engine.guard import guarded
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
-from ..perturb.goals import labels
+from ..perturb.goals import Boundaries, Goal, Leave, labels
 from ..perturb.region import Region
-from .base import Attack, Found, Perturbation
-from .gradient import PGD, pgd
+from .base import Active, Attack, Found, Perturbation
+from .gradient import PGD, pgd, rivals
 
 Search = Callable[[Region, Tensor, Tensor | None], Found]
 """(region, rows, start points) -> the best points of these rows."""
@@ -46,24 +47,79 @@ def bisect(search: Search, f: Probe, region: Region, rows: Tensor, rounds: int) 
     return best
 
 
-def shrunk(f: Probe, region: Region, rows: Tensor, found: Found) -> Found:
+def shrunk(f: Probe, region: Region, rows: Tensor, found: Found, rounds: int = 7) -> Found:
     """Each point that succeeded, moved straight back towards the centre as far as it still succeeds; values only."""
     left = found.success.nonzero().squeeze(1)
     if not len(left) or region.norm.unit:  # a count does not shrink along a line
         return found
     region, best = region.at(left), found.at(left)
-    z = way_back(f, rows[left], region.centre, best.z, rounds=8)
+    z = way_back(f, rows[left], region.centre, best.z, rounds, best.margin)
     return found.put(left, best.smaller(Found(z, f.value(z, rows[left]), region.size(z))))
 
 
-def way_back(f: Probe, rows: Tensor, home: Tensor, away: Tensor, rounds: int) -> Tensor:
-    """The nearest to ``home`` [N, D] of the points on the line to ``away`` that still reach the goal, by bisection."""
-    low, high = torch.zeros_like(away[:, :1]), torch.ones_like(away[:, :1])
-    for _ in range(rounds):
-        middle = (low + high) / 2
-        good = (f.value(torch.lerp(home, away, middle), rows) > 0)[:, None]
-        low, high = torch.where(good, low, middle), torch.where(good, middle, high)
-    return torch.where(high < 1, torch.lerp(home, away, high), away)
+def way_back(f: Probe, rows: Tensor, home: Tensor, away: Tensor, rounds: int, margin: Tensor | None = None) -> Tensor:
+    """The nearest to ``home`` [N, D] of the points on the line to ``away`` that still reach the goal; values only.
+
+    ITP of Oliveira and Takahashi (ACM TOMS 47, 2020): false position, drawn towards the middle of the interval that is
+    left, and never so far from it that halving would do better by more than one round. ``margin`` [N] is that of
+    ``away``, where it is known.
+    """
+    low, high = torch.zeros_like(rows, dtype=home.dtype), torch.ones_like(rows, dtype=home.dtype)
+    below, above = f.value(home, rows), f.value(away, rows) if margin is None else margin
+    for r in range(rounds):
+        width, middle = high - low, (low + high) / 2
+        share = (below / (below - above)).to(home.dtype)
+        t = low + width * torch.where(share.isfinite(), share, 0.5)
+        inward = torch.minimum(0.2 * width.square(), (middle - t).abs())
+        most = (2.0**-r - width / 2).clamp(min=0)
+        t = middle + (t + (middle - t).sign() * inward - middle).clamp(-most, most)
+        now = f.value(torch.lerp(home, away, t[:, None]), rows)
+        good = now > 0
+        below, above = torch.where(good, below, now), torch.where(good, now, above)
+        low, high = torch.where(good, low, t), torch.where(good, t, high)
+    return torch.where((high < 1)[:, None], torch.lerp(home, away, high[:, None]), away)
+
+
+def sure(f: Probe, region: Region, rows: Tensor, noise: Noise, steps: int = 8, draws: int = 16) -> Found:
+    """A point that reaches the goal for every row for which one is found at all, however far away: where to begin.
+
+    First across the boundaries, the goal's own and then each rival's, by the least moves that do so to first order,
+    each twice as bold as the one before; then at random anywhere in the box. Each row is searched for itself, until
+    it has been found, and its point is then drawn back straight towards the centre. The radius does not matter.
+    """
+    best = stride(f, region, rows, steps)
+    left = (~best.success).nonzero().squeeze(1)
+    for g in rivals(f, rows[left], sys.maxsize) if isinstance(f.of, Leave) and len(left) else ():
+        left = left[~best.success[left]]
+        if not len(left):
+            break
+        best = best.put(left, best.at(left).stronger(stride(g, region.at(left), rows[left], steps)))
+    for draw in range(draws):
+        left = (~best.success).nonzero().squeeze(1)
+        if not len(left):
+            break
+        near = region.at(left)
+        z = near.anywhere(noise.again(draw).at(left).uniform(near.centre.shape[1], near.centre))
+        best = best.put(left, best.at(left).stronger(Found(z, f.value(z, rows[left]), near.size(z))))
+    return shrunk(f, region, rows, best)
+
+
+def stride(f: Probe, region: Region, rows: Tensor, steps: int) -> Found:
+    """Steps across the nearest boundary to first order, each twice as bold as the one before; the best point."""
+    assert isinstance(f.of, Goal)
+    best = Found.nothing(region.centre)
+    a, g = Active.of(rows, region), f.to(of=Boundaries(f.of, count=1))
+    for step in range(steps + 1):
+        leads, slopes = g.grad(a.z, a.rows) if step < steps else (g.value(a.z, a.rows), a.z[:, None])
+        margin = leads[:, 0]
+        best = best.put(a.index, best.at(a.index).stronger(Found(a.z, margin, a.region.size(a.z))))
+        going = ~(margin > 0) & slopes.any(2).any(1)
+        a, need, slopes = a.at(going), -leads[going, 1], slopes[going, 0]
+        if step == steps or not len(a):
+            break
+        bold = a.region.norm.least(slopes, 2.0 ** (step + 1) * need.clamp(min=0), a.region.room(a.z, slopes))
+        a = a.to(z=a.region.clip(a.z + bold))
+    return best
 
 
 class Bisection(Attack):

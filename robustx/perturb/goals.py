@@ -103,6 +103,10 @@ class Goal(Score):
         return torch.where(before == 0, 1e-4, 1e-4 * before.abs().clamp(max=1))
 
     def firm(self, by: float | Tensor) -> Self:
+    def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
+        """What has to rise above 0 for the goal, where any one of several will do [N, T]: see :class:`Boundaries`."""
+        return self.value(out, rows)[:, None]
+
         """The same goal, by so much more."""
         return replace(self, by=self.by + by)
 
@@ -182,6 +186,17 @@ class Reach(_ClassGoal):
     """Be classified as ``y``."""
 
     def lead(self, out: Any, rows: Tensor) -> Tensor:
+    def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
+        """By how much each of the ``count`` likeliest other classes leads (or that one towards which it climbs)."""
+        logits, y = as_logits(out, rows), self.y[rows][:, None]
+        if self.toward is None:
+            others = min(count or logits.shape[1], logits.shape[1] - 1)
+            rivals = logits.detach().scatter(1, y, -torch.inf).topk(others, dim=1).indices
+        else:
+            rivals = self.toward[rows][:, None]
+        by = self.by[rows][:, None] if isinstance(self.by, Tensor) else self.by
+        return logits.gather(1, rivals) - logits.gather(1, y) - by
+
         return -margin(as_logits(out, rows), self.y[rows])
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
@@ -230,6 +245,28 @@ class Climb(Goal):
 
     Its value is the loss itself, so that the best point can be kept; nothing counts as reached.
     """
+@dataclass(frozen=True, eq=False)
+class Boundaries(Score):
+    """The boundaries beyond which a goal is reached, side by side: its margin and each lead [N, 1 + T].
+
+    What is differentiated are the T leads: one forward pass tells whether the goal is reached, and where all boundaries
+    lie to first order. The goal is reached where one of the leads is above 0.
+
+    Args:
+        goal: the goal.
+        count: of how many rivals, the likeliest first; None: of all.
+    """
+
+    goal: Goal
+    count: int | None = None
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return torch.cat([self.goal.value(out, rows)[:, None], self.pull(out, rows)], 1)
+
+    def pull(self, out: Any, rows: Tensor) -> Tensor:
+        return self.goal.leads(out, rows, self.count)
+
+
 
     loss: Callable[[Any, Any], Tensor]
     target: Any = None

@@ -73,8 +73,22 @@ class Region:
     def project(self, z: Tensor) -> Tensor:
         """The nearest allowed point to each row of ``z``."""
         move = z - self.centre
-        inside = self.centre + self.norm.project(move, self.radius, self.room(self.centre, move))
-        return torch.minimum(torch.maximum(inside, self.low), self.high)
+        return self.clip(self.centre + self.norm.project(move, self.radius, self.room(self.centre, move)))
+
+    def clip(self, z: Tensor) -> Tensor:
+        """The nearest point inside the box to each row of ``z``, near the centre or not."""
+        return torch.minimum(torch.maximum(z, self.low), self.high)
+
+    def anywhere(self, u: Tensor) -> Tensor:
+        """The point of the box at the shares ``u`` [N, D] of its sides, near the centre or not, moved only where free.
+
+        Where the box has no end, a hundred times the size of the centre's elements stands in for it.
+        """
+        far = 100 * self.centre.abs().amax(1, keepdim=True).clamp(min=1)
+        low = torch.where(self.low.isfinite(), self.low, self.centre - far)
+        high = torch.where(self.high.isfinite(), self.high, self.centre + far)
+        z = self.clip(torch.lerp(low, high, u))
+        return z if self.free is None else torch.where(self.free, z, self.centre)
 
     def usable(self, z: Tensor, way: Tensor) -> Tensor:
         """The part of a direction along which ``z`` can move at all: free, and not blocked by the box."""

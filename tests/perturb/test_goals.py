@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import Pair, Rounding, linear, mlp
+from models import D, Pair, Rounding, linear, mlp
 from torch import nn
 from torch.testing import assert_close
 
 from robustx.engine import OutputError, Probe, TargetError
 from robustx.perturb import LOSSES, Between, Leave, Reach, Until, as_logits
-from robustx.perturb.goals import Climb, class_goal, labels
+from robustx.perturb.goals import Boundaries, Climb, class_goal, labels
 
 K, N = 5, 12
 GOALS = {"leave": Leave, "reach": Reach}
@@ -376,3 +376,37 @@ def test_the_little_more_that_a_search_asks_for():
     before = torch.tensor([-5.0, -1e-3, 0.0])
     assert_close(Leave(torch.zeros(3).long()).hair(before), torch.full((3,), 1e-4))
     assert_close(Until(lambda out: out).hair(before), torch.tensor([1e-4, 1e-7, 1e-4]))
+
+
+@pytest.mark.parametrize("count", [None, 1, 3])
+def test_boundaries_are_the_leads_of_the_rivals(count):
+    """The margin, and each rival's lead beyond what is asked; the largest lead is the margin."""
+    out, y = logits()
+    by = torch.linspace(0, 0.5, N, dtype=torch.float64)
+    told = Boundaries(Leave(y, by=by), count).value(out, all_rows())
+    leads = torch.stack([o[[k for k in range(K) if k != c]] - o[c] for o, c in zip(out, y, strict=True)]) - by[:, None]
+    expected = leads.sort(1, descending=True).values[:, :count]
+    assert_close(told, torch.cat([expected[:, :1], expected], 1))
+    rows = torch.tensor([4, 4, 0])
+    assert_close(Boundaries(Leave(y, by=by), count).value(out[rows], rows), told[rows])
+
+
+def test_boundaries_of_other_goals():
+    """Towards one rival, its lead alone; of any other goal, its margin."""
+    out, y = logits()
+    toward = (y + 2) % K
+    leave, reach, until = Leave(y, toward=toward, by=0.1), Reach(y, by=0.1), Until(lambda out: out[:, 0])
+    lead = (out.gather(1, toward[:, None]) - out.gather(1, y[:, None])).squeeze(1) - 0.1
+    for goal, expected in ((leave, lead), (reach, reach.value(out, all_rows())), (until, out[:, 0])):
+        told = Boundaries(goal).value(out, all_rows())
+        assert_close(told, torch.stack([goal.value(out, all_rows()), expected], 1))
+
+
+def test_boundaries_cost_one_pass_forward_and_one_back_for_each():
+    model, x = linear(), torch.rand(6, D, dtype=torch.float64)
+    f = Probe(model, (x,), Boundaries(Leave(torch.zeros(6, dtype=torch.long)), 3))
+    leads, slopes = f.grad(f.point)
+    assert (f.meter.forward == 1).all() and (f.meter.backward == 3).all()
+    assert leads.shape == (6, 4) and slopes.shape == (6, 3, D)
+    order = model(x)[:, 1:].argsort(1, descending=True) + 1
+    assert_close(slopes, model.weight[order] - model.weight[0])

@@ -297,3 +297,18 @@ def test_no_larger_than_the_box():
     assert_close(region.reachable().radius, torch.tensor([1.3, 0.5], dtype=torch.float64))
     with pytest.raises(ValueError, match="eps must be finite"):
         region.to(high=torch.full_like(high, torch.inf)).reachable()
+
+
+@every
+def test_anywhere_is_any_point_of_the_box(case):
+    """Shares 0 and 1 are its ends, where it has any, and only what is free moves."""
+    r, _ = region(case)
+    free = torch.ones_like(r.centre, dtype=torch.bool) if r.free is None else r.free
+    u = torch.rand(N, D, dtype=torch.float64)
+    for share, end in ((0 * u, r.low), (0 * u + 1, r.high)):
+        z, wall = r.anywhere(share), end.expand(N, D)
+        assert z.isfinite().all() and torch.equal(z[~free], r.centre[~free])
+        there = free & wall.isfinite()
+        assert_close(z[there], wall[there])
+    z = r.anywhere(u)
+    assert torch.equal(z, r.clip(z)) and torch.equal(z[~free], r.centre[~free]) and (z != r.centre)[free].any()
