@@ -31,8 +31,9 @@ def feature_ablation(players: Coalitions, what: str = "", show: bool = False) ->
     Zeiler, Fergus (ECCV 2014), section 4.2. [1, ..., F] if the model answers for the whole batch.
     """
     n = players.features.count
+    answers = players.ask(n, alone(n), what, show)
     falls = players.all_there[..., None].repeat_interleave(n, -1)
-    for a in players.ask(n, alone(n), what, show):
+    for a in answers:
         falls[a.rows, ..., a.sets] -= a.values
     return falls
 

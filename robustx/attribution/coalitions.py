@@ -1,8 +1,9 @@
 """Coalitions: what the score is when some features are there and the others have given way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -67,8 +68,8 @@ class Coalitions:
 
     @property
     def whole(self) -> bool:
-        """Whether the model answers for the whole batch at once."""
-        return self._begin[1]
+        """Whether the model answers for the whole batch at once; never where one number of each example was named."""
+        return isinstance(self.f.of, Everything) and self._begin[1]
 
     @property
     def all_there(self) -> Tensor:
@@ -78,41 +79,62 @@ class Coalitions:
     @property
     def examples(self) -> int:
         """B; 1 if the model answers for the whole batch."""
-        return len(self.all_there)
+        return 1 if self.whole else self.f.examples
 
     def ask(
         self, count: int, absent: Absent, what: str = "", show: bool = False, rows: Tensor | None = None
-    ) -> Iterator[Answers]:
-        """The scores of ``count`` sets for each example (of ``rows`` alone, if given), set after set, as they come."""
+    ) -> Iterable[Answers]:
+        """The scores of ``count`` sets for each example (of ``rows`` alone, if given), set after set, as they come.
+
+        The first batch is asked at once. It begins with :attr:`all_there` if nobody has asked for that: in a pass of
+        its own, a row takes as long as several.
+        """
+        answers = (self._one_by_one if self.whole else self._together)(count, absent, what, show, rows)
+        return chain(list(islice(answers, 1)), answers)
+
+    def _one_by_one(self, count: int, absent: Absent, what: str, show: bool, rows: Tensor | None) -> Iterator[Answers]:
         g = self.gates
-        asked = torch.arange(self.examples, device=g.device) if rows is None else rows
-        with progress(count * len(asked), what, show) as more:
-            if self.whole:
-                for number in range(count if len(asked) else 0):
-                    k = torch.full((1,), number, device=g.device)
-                    gates = self._dtyped(absent(k, torch.zeros_like(k)))
-                    out = g.outputs(gates.expand(len(g.everyone), -1), g.everyone)
-                    yield Answers(k, torch.zeros_like(k), gates, _tensor(out)[None])
-                    more(1)
-                return
+        count = count if rows is None or len(rows) else 0
+        with progress(count, what, show) as more:
+            for number in range(count):
+                k = torch.full((1,), number, device=g.device)
+                gates = self._dtyped(absent(k, torch.zeros_like(k)))
+                out = g.outputs(gates.expand(len(g.everyone), -1), g.everyone)
+                yield Answers(k, torch.zeros_like(k), gates, _tensor(out)[None])
+                more(1)
 
-            def where(part: slice) -> tuple[Tensor, Tensor]:
-                k = torch.arange(part.start, part.stop, device=g.device)
-                return k // len(asked), asked[k % len(asked)]
+    def _together(self, count: int, absent: Absent, what: str, show: bool, rows: Tensor | None) -> Iterator[Answers]:
+        g = self.gates
+        asked = g.everyone if rows is None else rows
+        n = count * len(asked)
+        first = 0 if not n or isinstance(self.f.of, Everything) or "_begin" in self.__dict__ else g.examples
+        begin: list[Tensor] = []  # the first queries are the examples as they are
+        sets = of = gates = g.everyone  # those of the batch that is out
 
-            gates = g.everyone  # of the batch that is out
+        def query(part: slice) -> tuple[Tensor, Tensor]:
+            nonlocal sets, of, gates
+            ahead = g.everyone[:first][part]
+            k = torch.arange(max(part.start - first, 0), max(part.stop - first, 0), device=g.device)
+            sets, of = k // max(len(asked), 1), asked[k % max(len(asked), 1)]
+            there = torch.zeros(len(ahead), self.features.count, dtype=g.packing.dtype, device=g.device)
+            gates = self._dtyped(absent(sets, of)) if len(of) else there[:0]
+            return torch.cat([there, gates]), torch.cat([ahead, of])
 
-            def query(part: slice) -> tuple[Tensor, Tensor]:
-                nonlocal gates
-                k, rows = where(part)
-                gates = self._dtyped(absent(k, rows))
-                return gates, rows
-
+        with progress(n, what, show) as more:
             try:
-                for part, values in g.values(count * len(asked), query):
-                    yield Answers(*where(part), gates, values)
-                    more(part.stop - part.start)
-            except OutputError as e:  # as many numbers for the whole batch as there are examples look like theirs
+                for part, values in g.values(first + n, query):
+                    ahead = part.stop - part.start - len(of)
+                    if ahead:
+                        begin.append(values[:ahead])
+                    if ahead and part.stop >= first:
+                        self.__dict__["_begin"] = torch.cat(begin), False
+                    if len(of):
+                        yield Answers(sets, of, gates, values[ahead:])
+                    more(len(of))
+            except OutputError as e:
+                if "_begin" not in self.__dict__:
+                    raise
+                # as many numbers for the whole batch as there are examples looked like theirs
                 raise OutputError(f"{e}; if it answers for the whole batch, set perturbations_per_eval=1") from None
 
     def shown(self, values: Tensor) -> Tensors:

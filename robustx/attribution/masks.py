@@ -37,10 +37,11 @@ def rise(players: Coalitions, stays: Absent, samples: int, keep: float, what: st
         samples: N, how many masks.
         keep: E[mask], how far a feature stays in the mean.
     """
+    answers = players.ask(samples, lambda k, rows: 1 - stays(k, rows), what, show)
     start = players.all_there
     total = start.new_zeros(*start.shape, players.features.count, dtype=torch.promote_types(start.dtype, torch.float32))
     flat = total.view(len(start), prod(start.shape[1:]), players.features.count)
-    for a in players.ask(samples, lambda k, rows: 1 - stays(k, rows), what, show):
+    for a in answers:
         scores = flat.new_zeros(len(a.rows), *flat.shape[:2])  # each answer at its example, so that one product sums up
         scores[torch.arange(len(a.rows)), a.rows] = a.values.to(scores).reshape(scores[:, 0].shape)
         flat += (scores.flatten(1).T @ (1 - a.absent).to(scores)).view_as(flat)
@@ -171,13 +172,13 @@ def sobol_indices(players: Coalitions, samples: int, seed: int, what: str = "", 
     Raises:
         ArgumentError: ``samples`` is no power of two, or there are more than 10600 features.
     """
-    n, start = players.features.count, players.all_there
+    n, device = players.features.count, players.f.device
     if 2 * n > MOST_DIMENSIONS:
         raise ArgumentError(
             f"Sobol sequences have up to {MOST_DIMENSIONS} dimensions, two for each feature, got {n} features; join "
             "them by feature_mask, or by fewer cells"
         )
-    one, other = (part.to(start.device) for part in _sequence(2 * n, samples, seed).tensor_split(2, 1))
+    one, other = (part.to(device) for part in _sequence(2 * n, samples, seed).tensor_split(2, 1))
 
     def absent(k: Tensor, rows: Tensor) -> Tensor:
         """Number 0, F + 1, ...: a point; each of the F behind it: with a single feature of the other point."""
@@ -185,9 +186,11 @@ def sobol_indices(players: Coalitions, samples: int, seed: int, what: str = "", 
         there = (swapped[:, None] == torch.arange(n, device=k.device)).to(one)
         return torch.lerp(one[point], other[point], there)
 
+    answers = players.ask(samples * (n + 1), absent, what, show)
+    start = players.all_there
     base = finest(start.new_zeros(len(start), samples, *start.shape[1:], dtype=torch.float32))
     squares = torch.zeros_like(base[:, :1]).repeat_interleave(n, 1)  # [B, F, ...]
-    for a in players.ask(samples * (n + 1), absent, what, show):
+    for a in answers:
         point, swapped, values = a.sets // (n + 1), a.sets % (n + 1) - 1, a.values.to(base)
         alone = swapped < 0
         base[a.rows[alone], point[alone]] = values[alone]

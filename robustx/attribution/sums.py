@@ -68,8 +68,9 @@ def by_sets(
     rows = everyone(players) if rows is None else rows
     place = _places(players, rows)
     width = weights(rows[:0]).shape[1]
+    answers = players.ask(count - 1, lambda k, _: gone(k + 1), what, show, rows)
     tally, slots = Tally(players, len(rows), width), torch.arange(width, device=rows.device)
-    for a in players.ask(count - 1, lambda k, _: gone(k + 1), what, show, rows):
+    for a in answers:
         w = weights(a.sets + 1)
         tally.add(finest(a.values) - finest(players.all_there[a.rows]), place[a.rows], slots.expand_as(w), w)
     return tally.sums
@@ -179,12 +180,8 @@ def sampled(
     with untouched(f.model):
         rows = everyone(players) if rows is None else rows
         ones = torch.ones(1, players.features.count, dtype=torch.long, device=rows.device)
-        none_there = torch.cat(
-            [
-                players.all_there[:0],
-                *(a.values for a in players.ask(1, lambda k, _: ones.expand(len(k), -1), rows=rows)),
-            ]
-        )
+        answers = players.ask(1, lambda k, _: ones.expand(len(k), -1), rows=rows)
+        none_there = torch.cat([players.all_there[:0], *(a.values for a in answers)])
     sums = Tally(players, len(rows), width).sums
     found, home = Estimate(sums, torch.zeros_like(sums), torch.zeros_like(rows)), _places(players, rows)
 

@@ -19,7 +19,7 @@ from ..engine.packing import Packing, Tensors, finest, flat
 from ..engine.probe import Door, Probe
 from ..engine.progress import progress
 from ..engine.randomness import Noise
-from ..engine.scores import Each, TargetError, one_each
+from ..engine.scores import Each, Everything, TargetError, one_each
 from ..engine.sites import Call, Site
 from ..perturb.features import Partition, elements, features_of
 from ..perturb.gates import Gates
@@ -138,8 +138,9 @@ def lime(players: Coalitions, samples: Sequence[Tensor], model: Surrogate, weigh
     counts = [len(s) for s in samples]
     drawn = pad_sequence(list(samples), batch_first=True) if samples else torch.empty(0, 0, players.features.count)
     there = drawn.bool()
+    answers = players.ask(drawn.shape[1], lambda k, rows: ~there[rows, k], "Lime attribution", show)
     values, weights = [flat(players.all_there)[:0]], [finest(drawn.new_zeros(0, dtype=torch.float32))]
-    for a in players.ask(drawn.shape[1], lambda k, rows: ~there[rows, k], "Lime attribution", show):
+    for a in answers:
         values.append(flat(a.values))
         weights.append(finest(weigh(a, drawn[a.rows, a.sets])))
     y, w = (torch.cat(v).unflatten(0, drawn.shape[1::-1]).transpose(0, 1) for v in (values, weights))
@@ -185,8 +186,9 @@ def kernel_shap(players: Coalitions, sets: Tensor, weights: Tensor | None = None
         weights: of the sets [S]; None: equal ones, for sets drawn by the Shapley kernel.
     """
     n, asked = players.features.count, nn.functional.pad(sets, (0, 0, 1, 0))  # first, with nobody there
+    answers = players.ask(asked.shape[1], lambda k, rows: ~asked[rows % len(asked), k], "Kernel Shap attribution", show)
     values = [flat(players.all_there)[:0]]
-    for a in players.ask(asked.shape[1], lambda k, rows: ~asked[rows % len(asked), k], "Kernel Shap attribution", show):
+    for a in answers:
         values.append(flat(a.values))
     y = finest(torch.cat(values)).unflatten(0, (asked.shape[1], players.examples)).transpose(0, 1)
     nobody, everybody = y[:, :1], finest(players.all_there).reshape(len(y), 1, y.shape[2])
@@ -511,7 +513,7 @@ class _FeatureSurrogate(PerturbationAttribution):
         door, f = self._bind(inputs, target, args, kwargs, limit)
         players = Coalitions(f, features_of(mask, f.inputs, door.names), through(baselines))
         with untouched(self.forward_func):
-            if not isinstance(f.of, Each):
+            if isinstance(f.of, Everything):
                 one_each(players.all_there, players.all_there)
         return door, players
 

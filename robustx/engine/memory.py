@@ -15,8 +15,9 @@ from .guard import Shared
 
 T = TypeVar("T")
 
-PILOT = 4, 64  # rows of the first pass, which is weighed: fewest and most
+PILOT = 4, 128  # rows of the first pass, which is weighed: fewest and most
 PILOT_BYTES = 3 << 17  # and what its inputs weigh at most in between; networks make some hundred times as much of them
+PASSING = 4  # times as much may come of a pass that keeps nothing for a way back, as little of it is there at once
 MOST = 16_384  # rows that go at once however light they are
 CPU_BUDGET = 1 << 27  # bytes; fixed, so that a run does not depend on what else the machine does, and near the caches
 
@@ -25,10 +26,10 @@ CPU_BUDGET = 1 << 27  # bytes; fixed, so that a run does not depend on what else
 class Pace:
     """Splits queries into batches that fit the memory budget; halves them when memory runs out.
 
-    The first batch of each kind of work has 4 rows, or up to 64 of small inputs, and is weighed: the bytes of
+    The first batch of each kind of work has 4 rows, or up to 128 of small inputs, and is weighed: the bytes of
     everything that is made in it, from the query to the gradient, bound what is held at once. Later batches fill
-    the budget, all of them as evenly as can be. What is decided depends on the model, the shapes and the device's size
-    alone, never on what is free just now.
+    the budget, all of them as evenly as can be; where two batches do, the first is one half. What is decided depends
+    on the model, the shapes and the device's size alone, never on what is free just now.
 
     Args:
         limit: most rows in one pass (``internal_batch_size`` and ``perturbations_per_eval`` arrive here).
@@ -57,6 +58,7 @@ class Pace:
             MemoryError: a single row does not fit.
         """
         start, pilot = 0, min(max(PILOT[0], PILOT_BYTES // max(size, 1)), PILOT[1])
+        pilot = -(-n // 2) if pilot < n < 2 * pilot else pilot
         while start < n:
             most, left = min(self._rows.get(kind, pilot), self.limit or n), n - start
             rows = -(-left // -(-left // most)) if kind in self._rows else min(most, left)  # no small one is left over

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .checks import ArgumentError, ArgumentTypeError
 from .guard import Shared, modules_of, ordinary
-from .memory import Pace, out_of_memory
+from .memory import PASSING, Pace, out_of_memory
 from .packing import Packing, Tensors, flat
 from .rules import Rules
 from .scores import Everything, Output, OutputError, Score
@@ -41,15 +41,38 @@ class NonFiniteError(ValueError):
 
 @dataclass
 class Meter:
-    """Rows that went forward and backward through the model, per example [B]."""
+    """Rows that went forward and backward through the model, per example [B].
+
+    Args:
+        asked: where it is kept, the scores that were asked for: (examples [n], scores [n]), in order.
+    """
 
     forward: Tensor
     backward: Tensor
+    asked: list[tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def of(cls, examples: int, device: torch.device) -> "Meter":
         zero = torch.zeros(examples, dtype=torch.long, device=device)
         return cls(zero, zero.clone())
+
+    def take(self) -> "Meter":
+        """What was counted so far; counting starts anew."""
+        taken = Meter(self.forward.clone(), self.backward.clone(), self.asked)
+        self.forward.zero_(), self.backward.zero_()
+        return taken
+
+    def history(self) -> Tensor | None:
+        """The scores of each example in the order in which they were asked for [B, T], NaN behind the last."""
+        if self.asked is None:
+            return None
+        rows, scores = (torch.cat(t) for t in zip(*self.asked, strict=True)) if self.asked else (self.forward[:0],) * 2
+        counts = rows.bincount(minlength=len(self.forward))
+        order = rows.argsort(stable=True)
+        rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]
+        table = scores.new_full((len(counts), int(counts.max()) if len(counts) else 0), torch.nan)
+        table[rows[order], rank] = scores[order]
+        return table
 
 
 @dataclass
@@ -220,10 +243,10 @@ class Probe:
             with torch.no_grad():
                 z, rows = query(part)
                 value = self._forward(z, rows, pull=False)[0]
-            self._count(rows)
+            self._count(rows, scores=value)
             return value
 
-        return self._batches(n, work, ("value", self._kind))
+        return self._batches(n, work, ("value", self._kind), back=False)
 
     def climb(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`grad`, with each one's pull as well: scores [N], pulls [N] and gradients [N, D] of one pass.
@@ -259,7 +282,7 @@ class Probe:
                 z = z.detach().requires_grad_()
                 value, pull = self._forward(z, rows)
                 g = self._slope(pull, (z,), self.packing)
-            self._count(rows, backward=1 if pull.ndim == 1 else pull.shape[1])
+            self._count(rows, backward=1 if pull.ndim == 1 else pull.shape[1], scores=value)
             return value.detach(), pull.detach(), g if self.strict else g.nan_to_num()
 
         for part, (value, pull, g) in self._batches(n, work, ("grad", self._kind)):
@@ -383,9 +406,11 @@ class Probe:
         self._count(rows)
         return out
 
-    def _batches(self, n: int, work: Callable[[slice], T], kind: Hashable) -> Iterator[tuple[slice, T]]:
+    def _batches(
+        self, n: int, work: Callable[[slice], T], kind: Hashable, back: bool = True
+    ) -> Iterator[tuple[slice, T]]:
         size = sum(prod(t.shape[1:]) * t.element_size() for t in self.inputs)
-        return self.pace.batches(n, self.device, work, kind, size)
+        return self.pace.batches(n, self.device, work, kind, size if back else size // PASSING)
 
     @property
     def _kind(self) -> tuple[type, int]:
@@ -524,8 +549,10 @@ class Probe:
             )
         return value
 
-    def _count(self, rows: Tensor, forward: int = 1, backward: int = 0) -> None:
+    def _count(self, rows: Tensor, forward: int = 1, backward: int = 0, scores: Tensor | None = None) -> None:
         assert self.meter is not None
+        if self.meter.asked is not None and scores is not None and scores.ndim == 1:
+            self.meter.asked.append((self.owner(rows), scores.detach()))
         rows = self.owner(rows)
         one = torch.ones_like(rows)
         for meter, passes in ((self.meter.forward, forward), (self.meter.backward, backward)):

@@ -97,13 +97,26 @@ def test_the_budget_is_kept(budget):
         assert made_by_forward(f.model, max(passes)) > budget / 3  # and is used
 
 
-@pytest.mark.parametrize("d, dtype, rows", [(5, torch.float64, 64), (2048, torch.float32, 48), (99_999, torch.half, 4)])
+SIZES = [(5, torch.float64, PILOT[1]), (8192, torch.float32, 48), (399_999, torch.half, PILOT[0])]
+
+
+@pytest.mark.parametrize("d, dtype, rows", SIZES)
 def test_the_first_pass_has_fewer_rows_of_large_inputs(d, dtype, rows):
     """Not the site: what stands there need not be what is large."""
     passes = []
-    f = Probe(lambda x: passes.append(len(x)) or x[:, 0].float(), (torch.zeros(100, d, dtype=dtype),))
+    f = Probe(lambda x: passes.append(len(x)) or x[:, 0].float(), (torch.zeros(1, d, dtype=dtype).expand(300, -1),))
     f.score  # noqa: B018
     assert passes[0] == rows
+
+
+def test_the_first_pass_has_more_rows_where_there_is_no_way_back():
+    first = []
+    for ask in ("value", "grad"):
+        f = Probe(Weighed(), (torch.zeros(1, 8192, dtype=torch.double).expand(300, -1),), Output(1))
+        f.model.body[0] = torch.nn.Linear(8192, 8).double()
+        getattr(f, ask)(f.point)
+        first.append(f.model.passes[0])
+    assert first == [24, 6]
 
 
 def test_a_gradient_is_given_less_than_a_value():
@@ -143,7 +156,9 @@ def test_no_small_batch_is_left_over(n):
     """It would cost more than its share."""
     rows = [part.stop - part.start for part, _ in Pace(9).batches(n, CPU, lambda part: None)]
     first, *later = rows
-    assert first == min(n, PILOT[0]) and len(later) == -(-(n - first) // 9)
+    most = PILOT[0]
+    assert first == (n if n <= most else most if n >= 2 * most else -(-n // 2))
+    assert len(later) == -(-(n - first) // 9)
     assert not later or max(later) - min(later) <= 1
 
 
