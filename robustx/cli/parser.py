@@ -149,7 +149,7 @@ was fooled.
         "(default: Linf 0.1, L2 1, L1 4, L0 4 elements)",
     )
     q.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
-    q.add_argument("--loss", choices=("ce", "margin", "dlr"), default="ce", help="what is climbed (default: ce)")
+    q.add_argument("--loss", choices=("ce", "margin", "dlr", "pma"), default="ce", help="what is climbed (default: ce)")
     q.add_argument("--steps", type=count, metavar="N", help="gradient steps (default: 40)")
     q.add_argument(
         "--restarts", type=count, metavar="N", help="attempts, the later ones from random points (default: 1)"

@@ -51,11 +51,16 @@ def _targeted_ratio(lead: Tensor, logits: Tensor) -> Tensor:
     return lead / _not_zero(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
 
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin of the probabilities [N]: what is far from a boundary hardly pulls. Xie et al. (arXiv 2411.15210)."""
+    return margin(logits.softmax(1), y)
+
+
 def _not_zero(gap: Tensor) -> Tensor:
     return gap.clamp(min=max(1e-12, torch.finfo(gap.dtype).tiny))  # 1e-12 is 0 in float16
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": logits_ratio}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": logits_ratio, "pma": probability_margin}
 
 
 def as_logits(out: Any, rows: Tensor) -> Tensor:
@@ -98,15 +103,15 @@ class Goal(Score):
     def value(self, out: Any, rows: Tensor) -> Tensor:
         return self.lead(out, rows) - (self.by[rows] if isinstance(self.by, Tensor) else self.by)
 
+    def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
+        """What has to rise above 0 for the goal, where any one of several will do [N, T]: see :class:`Boundaries`."""
+        return self.value(out, rows)[:, None]
+
     def hair(self, before: Tensor) -> Tensor:
         """A little more that a search may ask for [B]: a share of the margins at the start, whatever their units."""
         return torch.where(before == 0, 1e-4, 1e-4 * before.abs().clamp(max=1))
 
     def firm(self, by: float | Tensor) -> Self:
-    def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
-        """What has to rise above 0 for the goal, where any one of several will do [N, T]: see :class:`Boundaries`."""
-        return self.value(out, rows)[:, None]
-
         """The same goal, by so much more."""
         return replace(self, by=self.by + by)
 
@@ -117,7 +122,7 @@ class _ClassGoal(Goal):
 
     Args:
         y: one class per example [B].
-        loss: what is climbed: ``"ce"``, ``"margin"``, ``"dlr"``, or a function of (outputs, y) -> [N].
+        loss: what is climbed: ``"ce"``, ``"margin"``, ``"dlr"``, ``"pma"``, or a function of (outputs, y) -> [N].
     """
 
     y: Tensor
@@ -172,20 +177,15 @@ class Leave(_ClassGoal):
         logits = as_logits(out, rows)
         if self.loss == "ce":
             return -cross_entropy(logits, t.squeeze(1))
-        lead = (logits.gather(1, t) - logits.gather(1, y)).squeeze(1)
-        return lead if self.loss == "margin" else _targeted_ratio(lead, logits)
+        scores = logits.softmax(1) if self.loss == "pma" else logits
+        lead = (scores.gather(1, t) - scores.gather(1, y)).squeeze(1)
+        return _targeted_ratio(lead, logits) if self.loss == "dlr" else lead
 
     def copies(self, whose: Tensor, toward: Tensor) -> "Leave":
         """The goal of copies of the examples ``whose`` [N], each climbing towards another class of its own [N]."""
         by = self.by[whose] if isinstance(self.by, Tensor) else self.by
         return replace(self, y=self.y[whose], by=by, toward=toward)
 
-
-@dataclass(frozen=True, eq=False)
-class Reach(_ClassGoal):
-    """Be classified as ``y``."""
-
-    def lead(self, out: Any, rows: Tensor) -> Tensor:
     def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
         """By how much each of the ``count`` likeliest other classes leads (or that one towards which it climbs)."""
         logits, y = as_logits(out, rows), self.y[rows][:, None]
@@ -197,6 +197,12 @@ class Reach(_ClassGoal):
         by = self.by[rows][:, None] if isinstance(self.by, Tensor) else self.by
         return logits.gather(1, rivals) - logits.gather(1, y) - by
 
+
+@dataclass(frozen=True, eq=False)
+class Reach(_ClassGoal):
+    """Be classified as ``y``."""
+
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
         return -margin(as_logits(out, rows), self.y[rows])
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
@@ -240,12 +246,6 @@ class Until(Goal):
 
 
 @dataclass(frozen=True, eq=False)
-class Climb(Goal):
-    """No goal but a direction: make a loss (outputs [N, ...], target) -> [N] as large (small) as can be.
-
-    Its value is the loss itself, so that the best point can be kept; nothing counts as reached.
-    """
-@dataclass(frozen=True, eq=False)
 class Boundaries(Score):
     """The boundaries beyond which a goal is reached, side by side: its margin and each lead [N, 1 + T].
 
@@ -267,6 +267,12 @@ class Boundaries(Score):
         return self.goal.leads(out, rows, self.count)
 
 
+@dataclass(frozen=True, eq=False)
+class Climb(Goal):
+    """No goal but a direction: make a loss (outputs [N, ...], target) -> [N] as large (small) as can be.
+
+    Its value is the loss itself, so that the best point can be kept; nothing counts as reached.
+    """
 
     loss: Callable[[Any, Any], Tensor]
     target: Any = None

@@ -9,7 +9,12 @@ from ..evaluation.spec import AttackSpec
 ELEMENTS = {"image": "pixel", "table": "column", "other": "input"}
 SAMPLES = {"image": "images", "table": "rows", "other": "samples"}
 
-LOSSES = {"ce": "cross-entropy", "margin": "margin", "dlr": "ratio of logit differences"}
+LOSSES = {
+    "ce": "cross-entropy",
+    "margin": "margin",
+    "dlr": "ratio of logit differences",
+    "pma": "margin of probabilities",
+}
 
 
 def percent(value: float | None, digits: int = 1) -> str:

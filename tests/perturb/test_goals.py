@@ -99,6 +99,15 @@ def test_difference_of_logits_ratio_of_too_few_classes_is_the_margin(classes):
         assert_close(Leave(y, "dlr").pull(out, rows), Leave(y, "margin").pull(out, rows))
 
 
+def test_margin_of_probabilities_by_hand():
+    out, y = logits()
+    p = out.exp() / out.exp().sum(1, keepdim=True)
+    expected = torch.stack([max(v for i, v in enumerate(q) if i != c) - q[c] for q, c in zip(p, y, strict=True)])
+    for given in (out, p):  # probabilities are taken as they are
+        assert_close(Leave(y, "pma").pull(given, all_rows()), expected)
+        assert_close(Reach(y, "pma").pull(given, all_rows()), -expected)
+
+
 @given(st.floats(0.01, 100), st.floats(-100, 100))
 def test_difference_of_logits_ratio_ignores_shift_and_scale(scale, shift):
     out, y = logits()
@@ -113,7 +122,7 @@ def test_difference_of_logits_ratio_of_equal_logits_is_finite(dtype):
         assert torch.equal(goal.pull(out, all_rows(2)), torch.zeros(2, dtype=dtype))
 
 
-@pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
+@every_loss
 def test_towards_one_other_class(loss):
     out, y = logits()
     t = (y + 2) % K
@@ -125,6 +134,7 @@ def test_towards_one_other_class(loss):
         "ce": (chosen * p).sum(1).log(),
         "margin": ((chosen - own) * out).sum(1),
         "dlr": ((chosen - own) * out).sum(1) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2),
+        "pma": ((chosen - own) * p).sum(1),
     }
     assert_close(goal.pull(out, all_rows()), expected[loss])
 
@@ -349,7 +359,7 @@ def test_labels_that_do_not_fit(y, targeted, words):
 
 
 def test_unknown_losses_and_empty_intervals():
-    with pytest.raises(ValueError, match="loss must be one of 'ce', 'margin', 'dlr' or a function, got 'hinge'"):
+    with pytest.raises(ValueError, match="loss must be one of 'ce', 'margin', 'dlr', 'pma' or a function, got 'hinge'"):
         Leave(torch.tensor([0]), "hinge")
     with pytest.raises(ValueError, match="low must be less than high, got 2 and 1"):
         Between(2, 1)
