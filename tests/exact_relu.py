@@ -180,10 +180,11 @@ class Stored:
 
     @property
     def model(self):
+        """On images [B, 1, 8, 8]."""
         linear = [nn.utils.skip_init(nn.Linear, *w.shape[::-1], dtype=torch.float64) for w, _ in self.layers]
         for m, (weight, bias) in zip(linear, self.layers, strict=True):
             m.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-        return nn.Sequential(*[m for one in linear for m in (one, nn.ReLU())][:-1])
+        return nn.Sequential(nn.Flatten(), *[m for one in linear for m in (one, nn.ReLU())][:-1])
 
 
 def stored(name):
