@@ -4,15 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.futures import Future
 from torch.utils._pytree import tree_leaves
 
-from ..engine.checks import ArgumentTypeError
 from ..engine.guard import guarded, modules_of
+from ..engine.later import Later
 from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Door, Probe
 from ..engine.scores import Everything, Neuron, Output, Score
@@ -182,25 +181,20 @@ class PerturbationAttribution(Attribution):
         return door, f.to(of=Everything()) if target is None else f
 
     def _later(self, *args: Any, **kwargs: Any) -> Future[Any]:
-        """What ``attribute`` gives for a model that returns futures, as a future; each batch is waited for.
+        """What ``attribute`` gives for a model that returns futures, as a future that is done.
+
+        Questions are under way together, as many as the memory budget holds.
 
         Raises:
             TypeError: the model returns something else.
         """
         one = copy(self)
-        one.forward_func = partial(_waited, self.forward_func)
+        one.forward_func = Later(self.forward_func)
         found = one.attribute(*args, **kwargs)
         devices = {t.device for t in tree_leaves(found) if isinstance(t, Tensor) and t.device.type != "cpu"}
         answer: Future[Any] = Future(devices=list(devices))
         answer.set_result(found)
         return answer
-
-
-def _waited(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    out = model(*args, **kwargs)
-    if not isinstance(out, Future):
-        raise ArgumentTypeError(f"attribute_future is for a model that returns futures, got {type(out).__name__}")
-    return out.wait()
 
 
 class LayerAttribution(Attribution):

@@ -95,12 +95,15 @@ class Coalitions:
     def _one_by_one(self, count: int, absent: Absent, what: str, show: bool, rows: Tensor | None) -> Iterator[Answers]:
         g = self.gates
         count = count if rows is None or len(rows) else 0
+
+        first = torch.zeros(1, dtype=torch.long, device=g.device)
+        queries = (
+            (self._dtyped(absent(k, first)).expand(g.examples, -1), g.everyone)
+            for k in (first + i for i in range(count))
+        )
         with progress(count, what, show) as more:
-            for number in range(count):
-                k = torch.full((1,), number, device=g.device)
-                gates = self._dtyped(absent(k, torch.zeros_like(k)))
-                out = g.outputs(gates.expand(len(g.everyone), -1), g.everyone)
-                yield Answers(k, torch.zeros_like(k), gates, _tensor(out)[None])
+            for number, (gates, out) in enumerate(g.passes(queries)):
+                yield Answers(first + number, first, gates[:1], _tensor(out)[None])
                 more(1)
 
     def _together(self, count: int, absent: Absent, what: str, show: bool, rows: Tensor | None) -> Iterator[Answers]:
@@ -109,20 +112,21 @@ class Coalitions:
         n = count * len(asked)
         first = 0 if not n or isinstance(self.f.of, Everything) or "_begin" in self.__dict__ else g.examples
         begin: list[Tensor] = []  # the first queries are the examples as they are
-        sets = of = gates = g.everyone  # those of the batch that is out
+        out: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}  # of the batches that are under way
 
         def query(part: slice) -> tuple[Tensor, Tensor]:
-            nonlocal sets, of, gates
             ahead = g.everyone[:first][part]
             k = torch.arange(max(part.start - first, 0), max(part.stop - first, 0), device=g.device)
             sets, of = k // max(len(asked), 1), asked[k % max(len(asked), 1)]
             there = torch.zeros(len(ahead), self.features.count, dtype=g.packing.dtype, device=g.device)
             gates = self._dtyped(absent(sets, of)) if len(of) else there[:0]
+            out[part.start, part.stop] = sets, of, gates
             return torch.cat([there, gates]), torch.cat([ahead, of])
 
         with progress(n, what, show) as more:
             try:
                 for part, values in g.values(first + n, query):
+                    sets, of, gates = out.pop((part.start, part.stop))
                     ahead = part.stop - part.start - len(of)
                     if ahead:
                         begin.append(values[:ahead])

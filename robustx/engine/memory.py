@@ -57,8 +57,7 @@ class Pace:
         Raises:
             MemoryError: a single row does not fit.
         """
-        start, pilot = 0, min(max(PILOT[0], PILOT_BYTES // max(size, 1)), PILOT[1])
-        pilot = -(-n // 2) if pilot < n < 2 * pilot else pilot
+        start, pilot = 0, self._first(n, size)
         while start < n:
             most, left = min(self._rows.get(kind, pilot), self.limit or n), n - start
             rows = -(-left // -(-left // most)) if kind in self._rows else min(most, left)  # no small one is left over
@@ -74,6 +73,20 @@ class Pace:
             else:
                 self._rows[kind] = rows // 2
 
+    def parts(self, n: int, size: int) -> list[slice]:
+        """Slices of ``range(n)`` for work that is done elsewhere, where nobody can weigh it: all like first batches."""
+        rows = min(self._first(n, size), self.limit or n)
+        return [slice(i, min(i + rows, n)) for i in range(0, n, max(rows, 1))]
+
+    def most(self, device: torch.device, size: int) -> int:
+        """How many times so many bytes fit the budget, once at least."""
+        return max(1, (self.budget or _budget(device)) // max(size, 1))
+
+    @staticmethod
+    def _first(n: int, size: int) -> int:
+        most = min(max(PILOT[0], PILOT_BYTES // max(size, 1)), PILOT[1])
+        return -(-n // 2) if most < n < 2 * most else most
+
     def _attempt(
         self, work: Callable[[slice], T], part: slice, device: torch.device, kind: Hashable, weigh: bool
     ) -> tuple[Any, str | None]:
@@ -86,8 +99,7 @@ class Pace:
             if not out_of_memory(e):
                 raise
             return None, str(e).split("\n")[0]  # the exception, and the graph it holds, end here
-        per_row = max(scales.bytes // (part.stop - part.start), 1)
-        self._rows[kind] = max(1, min(MOST, (self.budget or _budget(device)) // per_row))
+        self._rows[kind] = min(MOST, self.most(device, scales.bytes // (part.stop - part.start)))
         return result, None
 
 

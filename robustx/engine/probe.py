@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .checks import ArgumentError, ArgumentTypeError
 from .guard import Shared, modules_of, ordinary
+from .later import Later, in_turn
 from .memory import PASSING, Pace, out_of_memory
 from .packing import Packing, Tensors, flat
 from .rules import Rules
@@ -237,7 +238,12 @@ class Probe:
         return torch.cat(values), torch.cat(grads)
 
     def values(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor]]:
-        """Scores of ``n`` queries, batch by batch; a query is made only when its turn comes."""
+        """Scores of ``n`` queries, batch by batch; a query is made only when its turn comes.
+
+        Of a model that answers :class:`Later` several batches are under way at once.
+        """
+        if isinstance(self.model, Later):
+            return self._later(n, query)
 
         def work(part: slice) -> Tensor:
             with torch.no_grad():
@@ -247,6 +253,23 @@ class Probe:
             return value
 
         return self._batches(n, work, ("value", self._kind), back=False)
+
+    def _later(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor]]:
+        assert isinstance(self.model, Later)
+        asking = self.to(model=self.model.ask)
+        parts = self.pace.parts(n, self._size)
+        most = self.pace.most(self.device, self._size * (parts[0].stop if parts else 1))
+
+        def ask(part: slice) -> tuple[tuple[slice, Tensor], Any]:
+            with torch.no_grad():
+                z, rows = query(part)
+                return (part, rows), asking._output(z, rows)
+
+        for (part, rows), out in in_turn(map(ask, parts), most):
+            with torch.no_grad():
+                value = self._scored(out, rows, pull=False)[0]
+            self._count(rows, scores=value)
+            yield part, value
 
     def climb(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`grad`, with each one's pull as well: scores [N], pulls [N] and gradients [N, D] of one pass.
@@ -406,11 +429,27 @@ class Probe:
         self._count(rows)
         return out
 
+    def passes(self, queries: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Any]]:
+        """For some sets of queries (z [N, D], rows [N]), z and :meth:`outputs`, one after the other.
+
+        Of a model that answers :class:`Later` several are under way at once.
+        """
+        if not isinstance(self.model, Later):
+            yield from ((z, self.outputs(z, rows)) for z, rows in queries)
+            return
+        asking = self.to(model=self.model.ask)
+        most = self.pace.most(self.device, self._size * max(self.examples, 1))
+        yield from in_turn(((z, asking.outputs(z, rows)) for z, rows in queries), most)
+
     def _batches(
         self, n: int, work: Callable[[slice], T], kind: Hashable, back: bool = True
     ) -> Iterator[tuple[slice, T]]:
-        size = sum(prod(t.shape[1:]) * t.element_size() for t in self.inputs)
-        return self.pace.batches(n, self.device, work, kind, size if back else size // PASSING)
+        return self.pace.batches(n, self.device, work, kind, self._size if back else self._size // PASSING)
+
+    @property
+    def _size(self) -> int:
+        """Bytes of an example's inputs."""
+        return sum(prod(t.shape[1:]) * t.element_size() for t in self.inputs)
 
     @property
     def _kind(self) -> tuple[type, int]:
