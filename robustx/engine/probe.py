@@ -463,8 +463,9 @@ class Probe:
         """Value and pull of what was read."""
         if self.strict:
             self.of.check(out, rows)
-        value = self._checked(self.of.value(out, rows), rows)
         same = not pull or type(self.of).pull is Score.pull
+        with nullcontext() if same else torch.no_grad():  # only what is pulled needs a way back
+            value = self._checked(self.of.value(out, rows), rows)
         return value, value if same else self.of.pull(out, rows)
 
     def _output(self, z: Tensor | None, rows: Tensor) -> Any:

@@ -81,7 +81,10 @@ def as_logits(out: Any, rows: Tensor) -> Tensor:
             "return one row of scores for each example, or give a goal"
         )
     tolerance = 1e-5 if out.dtype in (torch.float32, torch.float64) else 1e-2
-    probabilities = (out >= 0).all(1) & (out <= 1).all(1) & ((out.sum(1) - 1).abs() < tolerance)
+    add_up = (out.sum(1) - 1).abs() < tolerance
+    if not bool(add_up.any()):  # logits, nearly always
+        return out
+    probabilities = (out >= 0).all(1) & (out <= 1).all(1) & add_up
     return torch.where(probabilities[:, None], out.clamp(min=torch.finfo(out.dtype).tiny).log(), out)
 
 
