@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
-from .gradient import FGSM, PGD, fgsm, pgd
+from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .search import Bisection, MinParamPerturbation, bisect
 
 
@@ -45,7 +45,17 @@ class Named:
 
 ATTACKS: dict[str, Named] = {
     "fgsm": Named(FGSM),
+    "r-fgsm": Named(PGD, {"steps": 1, "random_start": True, "random_step": 0.5, "reach": 0.5}),
+    "ffgsm": Named(PGD, {"steps": 1, "random_start": True, "reach": 1.25}),
+    "bim": Named(PGD, {"steps": 10, "reach": 1.25}),
     "pgd": Named(PGD),
+    "mi-fgsm": Named(TransferPGD),
+    "ni-fgsm": Named(TransferPGD, {"nesterov": True}),
+    "si-ni-fgsm": Named(TransferPGD, {"nesterov": True, "scales": 5}),
+    "di-fgsm": Named(TransferPGD, {"diversity": 0.5}),
+    "ti-fgsm": Named(TransferPGD, {"kernel": 15}),
+    "vmi-fgsm": Named(TransferPGD, {"neighbours": 20}),
+    "vni-fgsm": Named(TransferPGD, {"neighbours": 20, "nesterov": True}),
     "bisection": Named(Bisection),
 }
 
@@ -93,6 +103,7 @@ __all__ = [
     "MinParamPerturbation",
     "Named",
     "Perturbation",
+    "TransferPGD",
     "ZeroGradientWarning",
     "bisect",
     "fgsm",

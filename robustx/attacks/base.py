@@ -390,12 +390,22 @@ def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:
 
 def warn_if_flat(margin: Tensor, g: Tensor) -> None:
     """Warns if gradients [N, D] are zero where there is a margin [N] at all."""
-    flat = int(((g == 0).all(1) & ~margin.isnan()).sum())
-    if flat:
+    warn_of(flat(margin, g))
+
+
+def flat(margin: Tensor, g: Tensor) -> Tensor:
+    """Where gradients [N, D] are zero, though there is a margin [N]."""
+    return (g == 0).all(1) & ~margin.isnan()
+
+
+def warn_of(flat: Tensor) -> None:
+    """Warns if there are examples whose gradients were ``flat`` [N]."""
+    count = int(flat.sum())
+    if count:
         warnings.warn(
-            f"the gradient is exactly zero for {flat} of {len(g)} examples: their loss is saturated or the model "
+            f"the gradient is exactly zero for {count} of {len(flat)} examples: their loss is saturated or the model "
             "rounds, which hides weaknesses rather than removing them; try loss_func='margin' or an attack without "
             "gradients",
             ZeroGradientWarning,
-            stacklevel=2,
+            stacklevel=3,
         )

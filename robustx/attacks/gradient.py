@@ -1,28 +1,23 @@
 """Attacks that climb the goal inside a ball of fixed size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engine.checks import whole
+from ..engine.checks import at_least, whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..engine.scores import Everything
 from ..perturb.goals import Leave, Loss, as_logits
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
-from .base import Active, Found, Perturbation, per_row, warn_if_flat
-
-
-@dataclass(frozen=True, eq=False)
-class _Climbing(Active):
-    """Rows on their way up, each by steps of its own ``length`` [n]."""
-
-    length: Tensor
+from .base import Found, Perturbation, flat, per_row, warn_if_flat, warn_of
+from .momentum import Climbing, Momentum, Part, Translation, Variance, steered
+from .views import Diversity, Scales, View, Viewed, pictures
 
 
 def fgsm(f: Probe, region: Region, rows: Tensor) -> Found:
@@ -44,25 +39,34 @@ def pgd(
     length: Tensor,
     start: Tensor | None = None,
     stop: bool = True,
+    parts: Sequence[Part] = (),
+    noise: Noise | None = None,
 ) -> Found:
     """``steps`` steepest steps of ``length`` [N], each followed by the projection onto the region; the best point.
 
-    Madry et al. (ICLR 2018), section 2. With ``stop`` a row leaves when it reaches the goal.
+    Madry et al. (ICLR 2018), section 2. With ``stop`` a row leaves when it reaches the goal. ``parts`` steer the steps;
+    those that draw need ``noise``.
     """
-    best = Found.nothing(region.centre)
-    a = _Climbing.of(rows, region, start, length)
+    found, still = Found.nothing(region.centre), torch.full_like(rows, steps > 0, dtype=torch.bool)
+    a = Climbing.of(rows, region, start, length, found, noise)
     for step in range(steps + 1):
-        margin, g = f.grad(a.z, a.rows) if step < steps else (f.value(a.z, a.rows), a.z)
-        if step == 0 and steps:
-            warn_if_flat(margin, g)
-        best = best.put(a.index, best.at(a.index).stronger(Found(a.z, margin, a.region.size(a.z))))
-        if stop:
-            going = ~(margin > 0)
-            a, g = a.at(going), g[going]
+        margin, g = steered(f, a, parts) if step < steps else (f.value(a.z, a.rows), a.z)
+        if step < steps and bool(still.any()):  # a view, or momentum, may have a gradient in a later step only
+            still[a.index] &= flat(margin, g)
+        better = margin > a.best.margin
+        a = a.to(best=a.best.where(better, Found(a.z, margin, a.best.size)))
+        gone = better & (margin > 0)
+        if stop and bool(gone.any()):
+            found = found.put(a.index[gone], a.best.at(gone))
+            a, g = a.at(~gone), g[~gone]
         if step == steps or not len(a):
             break
+        for part in parts:
+            g, a = part.turn(f, a, g)
         a = a.to(z=a.region.step(a.z, g, a.length))
-    return best
+    warn_of(still)
+    found = found.put(a.index, a.best)
+    return Found(found.z, found.margin, region.size(found.z))
 
 
 def likeliest(f: Probe, rows: Tensor, count: int) -> Tensor:
@@ -123,10 +127,14 @@ class PGD(Perturbation):
 
     Args:
         steps: gradient steps per attempt.
-        step_size: length of a step in the units of eps; None: 2.5 * eps / steps.
+        step_size: length of a step in the units of eps; None: ``reach`` * eps / steps.
+        reach: how far all steps together could lead, in budgets.
+        momentum: how much of the past steps' gradients goes on into each, see :class:`Momentum`; 0: nothing.
         restarts: attempts; the first starts at the input (or at random too, with ``random_start``), later ones
             at random points of the region.
         random_start: also start the first attempt at random.
+        random_step: random starts lie not anywhere in the region, but one steepest step along Gaussian noise away from
+            the input, of this share of the budget: Tramèr et al. (ICLR 2018), arXiv 1705.07204, section 4.1.
         targets: climb towards each of this many other classes in turn, the likeliest first (all: K - 1), instead
             of away from the true one. Stronger, and as many times dearer.
         early_stop: leave an example alone once it is fooled.
@@ -148,8 +156,11 @@ class PGD(Perturbation):
         *,
         steps: int = 40,
         step_size: float | Tensor | None = None,
+        reach: float = 2.5,
+        momentum: float = 0.0,
         restarts: int = 1,
         random_start: bool = False,
+        random_step: float | None = None,
         targets: int | None = None,
         early_stop: bool = True,
         **options: Any,
@@ -161,17 +172,30 @@ class PGD(Perturbation):
             ("targets", 1 if targets is None else targets, 1),
         ):
             whole(name, value, least)
-        self.steps, self.step_size, self.restarts = steps, step_size, restarts
-        self.random_start, self.targets, self.early_stop = random_start, targets, early_stop
+        at_least("reach", reach, 0)
+        at_least("momentum", momentum, 0)
+        at_least("random_step", random_step or 0, 0)
+        self.steps, self.step_size, self.reach, self.momentum = steps, step_size, reach, momentum
+        self.restarts, self.random_start, self.random_step = restarts, random_start, random_step
+        self.targets, self.early_stop = targets, early_stop
+
+    def parts(self) -> tuple[Part, ...]:
+        """What steers the steps."""
+        return (Momentum(self.momentum),) if self.momentum else ()
+
+    def views(self) -> tuple[View, ...]:
+        """What the gradients are taken of, besides the point itself."""
+        return ()
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
         if self.targets is not None and not isinstance(f.of, Leave):
             raise ValueError("targets=... is for untargeted attacks; leave it out with targeted=True or another goal")
         best = Found.nothing(region.centre)
         for restart in range(self.restarts):
-            at_random = self.random_start or restart > 0
-            start = region.draw(noise.again(restart)) if at_random else None
-            for g in [f] if self.targets is None else rivals(f, rows, self.targets):
+            draws = noise.again(restart)
+            start = self.start(region, draws) if self.random_start or restart > 0 else None
+            seen = self._seen(f, rows, draws)
+            for g in [seen] if self.targets is None else rivals(seen, rows, self.targets):
                 left = (~best.success if self.early_stop else torch.ones_like(best.success)).nonzero().squeeze(1)
                 if not len(left):
                     return best
@@ -184,15 +208,27 @@ class PGD(Perturbation):
                     self.length(f, near, rows[left]),
                     None if start is None else start[left],
                     self.early_stop,
+                    self.parts(),
+                    draws.at(left),
                 )
                 best = best.put(left, best.at(left).stronger(found))
         return best
+
+    def _seen(self, f: Probe, rows: Tensor, noise: Noise) -> Probe:
+        return Viewed.of_probe(f, rows, noise, self.views()) if self.views() else f
+
+    def start(self, region: Region, noise: Noise) -> Tensor:
+        """Random points to start from."""
+        if self.random_step is None:
+            return region.draw(noise)
+        way = noise.normal(region.centre.shape[1], region.centre)
+        return region.step(region.centre, way, self.random_step * region.radius)
 
     def length(self, f: Probe, region: Region, rows: Tensor) -> Tensor:
         """Of a step, for each of the rows [N]."""
         if self.step_size is not None:
             return per_row(self.step_size, f, "step_size")[rows]
-        return 2.5 * region.radius / max(self.steps, 1)
+        return self.reach * region.radius / max(self.steps, 1)
 
     def perturb(
         self,
@@ -215,9 +251,82 @@ class PGD(Perturbation):
         whole("step_num", step_num, 0)
 
         def search(f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
-            start = region.draw(noise) if random_start else None
-            return pgd(f, region, rows, step_num, per_row(step_size, f, "step_size"), start, stop=False)
+            start = self.start(region, noise) if random_start else None
+            length = per_row(step_size, f, "step_size")
+            return pgd(self._seen(f, rows, noise), region, rows, step_num, length, start, False, self.parts(), noise)
 
         same = copy(self)
         same.norm = self.norm if norm is None else norm_of(norm)
         return same._perturb(inputs, radius, target, additional_forward_args, targeted, mask, search)
+
+
+class TransferPGD(PGD):
+    """Momentum, and parts to choose that make what fools one model fool others, too: the family of MI-FGSM.
+
+    By itself it is MI-FGSM; NI-, SI-, DI-, TI-, VMI- and VNI-FGSM add options, and any of them add up. No example stops
+    once the model at hand is fooled, unless ``early_stop`` says so: other models want more. A step costs
+    ``scales`` * (1 + ``neighbours``) passes, in one question to the model for the gradient and one for the neighbours;
+    and one forward pass more where the gradient is not asked for at the point itself (``nesterov``, ``diversity``), so
+    that success and the best point are those of the point.
+
+    Args:
+        nesterov: ask for the gradient where the momentum is about to lead (NI), see :class:`Momentum`.
+        scales: mean over this many copies, divided by 1, 2, 4... (SI), see :class:`Scales`.
+        diversity: the probability with which pictures are enlarged and padded (DI), see :class:`Diversity`.
+        enlarge: at most to this many times their size.
+        kernel: size in pixels of the Gaussian that blurs the gradient of pictures (TI), see :class:`Translation`; odd.
+        neighbours: tune by the mean gradient of this many neighbours (VMI), see :class:`Variance`.
+        spread: how far around they lie, in budgets.
+
+    Further arguments as for :class:`PGD`.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    >>> x, y = torch.rand(5, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1])
+    >>> attack = TransferPGD(model, bounds=(0, 1), eps=0.1, nesterov=True, scales=3, kernel=3)
+    >>> bool((attack(x, y) - x).abs().max() <= 0.1)
+    True
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        steps: int = 10,
+        reach: float = 1.0,
+        momentum: float = 1.0,
+        early_stop: bool = False,
+        nesterov: bool = False,
+        scales: int = 1,
+        diversity: float = 0.0,
+        enlarge: float = 1.1,
+        kernel: int = 1,
+        neighbours: int = 0,
+        spread: float = 1.5,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, steps=steps, reach=reach, momentum=momentum, early_stop=early_stop, **options)
+        for name, value, least in (("scales", scales, 1), ("kernel", kernel, 1), ("neighbours", neighbours, 0)):
+            whole(name, value, least)
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, so that it has a middle, got {kernel}")
+        if not 0 <= diversity <= 1:
+            raise ValueError(f"diversity must be a probability from 0 to 1, got {diversity}")
+        at_least("enlarge", enlarge, 1)
+        at_least("spread", spread, 0)
+        self.nesterov, self.scales, self.diversity, self.enlarge = nesterov, scales, diversity, enlarge
+        self.kernel, self.neighbours, self.spread = kernel, neighbours, spread
+
+    def parts(self) -> tuple[Part, ...]:
+        tuned = (Variance(self.neighbours, self.spread),) if self.neighbours else ()
+        blurred = (Translation(self.kernel),) if self.kernel > 1 else ()
+        return (*tuned, *blurred, Momentum(self.momentum, self.nesterov))
+
+    def views(self) -> tuple[View, ...]:
+        scaled = (Scales(self.scales),) if self.scales > 1 else ()
+        return (*scaled, Diversity(self.diversity, self.enlarge)) if self.diversity else scaled
+
+    def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        for name in ("diversity", "kernel"):
+            if getattr(self, name) > (name == "kernel"):
+                pictures(f.packing, name)
+        return super().search(f, region.reachable() if self.neighbours else region, rows, noise)

@@ -25,3 +25,9 @@ def whole(name: str, value: Any, least: int) -> int:
     if number < least or isinstance(value, bool):
         raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return number
+
+
+def at_least(name: str, value: Any, least: float) -> None:
+    """Raises ArgumentError unless ``value`` is a number from ``least`` on."""
+    if not value >= least:
+        raise ArgumentError(f"{name} must be at least {least:g}, got {value!r}")

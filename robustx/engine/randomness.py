@@ -35,6 +35,11 @@ class Noise:
         """The source of some of the rows."""
         return replace(self, samples=[self.samples[i] for i in rows.tolist()])
 
+    def copies(self, rows: Tensor, *told: Tensor) -> "Noise":
+        """The source of some of the rows, each as often as wanted: copies are told apart by numbers [n]."""
+        keys = zip(rows.tolist(), *(t.tolist() for t in told), strict=True)
+        return replace(self, samples=["/".join(map(str, (self.samples[i], *key))) for i, *key in keys])
+
     def again(self, restart: int) -> "Noise":
         """The source of another attempt."""
         return replace(self, restart=restart, draw=0)

@@ -10,7 +10,16 @@ from robustx.perturb import NORMS
 
 BUDGET = {"L0": 1.0, "L1": 0.3, "L2": 0.14, "Linf": 0.04}  # about half of the examples below fall
 QUICK = {"pgd": {"steps": 8}, "bisection": {"steps": 5, "rounds": 4}}  # an attack that is not here runs as it is
+QUICK |= {name: {"steps": 3} for name in ("bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm", "ti-fgsm")}
+QUICK |= {name: {"steps": 3, "neighbours": 2} for name in ("vmi-fgsm", "vni-fgsm")}
+QUICK["di-fgsm"] |= {"enlarge": 1.6}
+QUICK["ti-fgsm"] |= {"kernel": 3}
+PICTURES = {"diversity": 0.5, "enlarge": 1.6, "kernel": 3}  # parts that only pictures have
+OTHERS = {"r-fgsm", "ffgsm", "bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm", "ti-fgsm", "vmi-fgsm", "vni-fgsm"}
+"""Names of options of PGD: one norm is enough for each, as a variant has all of them together in every norm."""
 VARIANTS = {
+    "everything, but for pictures": ("vni-fgsm", {"steps": 3, "reach": 1.5, "scales": 2, "neighbours": 2}),
+    "everything, for pictures": ("vni-fgsm", {"steps": 3, "reach": 1.5, "scales": 2, "neighbours": 2, **PICTURES}),
     "pgd, random": ("pgd", {"steps": 5, "restarts": 2, "random_start": True}),
     "pgd, all rivals": ("pgd", {"steps": 5, "loss_func": "margin", "targets": 3}),
 }
@@ -33,6 +42,20 @@ class Case:
         return replace(self, options=self.options | {k: v for k, v in options.items() if k in self.options})
 
     @property
+    def all_options(self):
+        """With those that the name stands for."""
+        return {**ATTACKS[self.name].options, **self.options}
+
+    @property
+    def starts_at_random(self):
+        return self.all_options.get("random_start", False)
+
+    @property
+    def pictures_only(self):
+        """Whether it knows what lies beside what: then inputs must be pictures, in one way only."""
+        return self.all_options.get("diversity", 0) > 0 or self.all_options.get("kernel", 1) > 1
+
+    @property
     def untargeted_only(self):
         return self.options.get("targets") is not None
 
@@ -42,7 +65,10 @@ class Case:
 
 ALL = [(name, name, QUICK.get(name, {})) for name in ATTACKS] + [(told, *v) for told, v in VARIANTS.items()]
 CASES = [
-    Case(name, norm, told, options) for told, name, options in ALL for norm in NORMS if norm in ATTACKS[name].norms
+    Case(name, norm, told, options)
+    for told, name, options in ALL
+    for norm in (["Linf"] if told in OTHERS else NORMS)
+    if norm in ATTACKS[name].norms
 ]
 
 

@@ -15,6 +15,7 @@ from robustx.attacks import AttackResult, ZeroGradientWarning
 from robustx.perturb import NORMS, Between, Until
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
+any_shape = pytest.mark.parametrize("case", [c for c in CASES if not c.pictures_only], ids=str)
 in_three = pytest.mark.parametrize("case", [c for c in CASES if c.norm != "L0"], ids=str)
 
 
@@ -283,7 +284,7 @@ class Two(nn.Module):
         return self.net(torch.cat([left, right.flatten(1)[:, :, None, None].reshape(-1, 1, 3, 3)], 1))
 
 
-@every
+@any_shape
 @pytest.mark.parametrize("form", ["tuple", "dict"])
 def test_several_inputs_are_one(case, form):
     net = mlp()
@@ -299,7 +300,7 @@ def test_several_inputs_are_one(case, form):
     assert_close(result.distance, whole.distance)
 
 
-@every
+@any_shape
 def test_bounds_and_masks_of_each_input(case):
     """By place or by name, in any order of names."""
     net = mlp()
@@ -423,7 +424,7 @@ def test_a_constant_model_is_told_and_survived(case):
     with pytest.warns(ZeroGradientWarning, match="exactly zero for 4 of 4"):
         result = case(lambda x: x.flatten(1).sum(1, keepdim=True) * 0 + logits).run(x, torch.ones(4, dtype=torch.long))
     assert not result.success.any() and (result.margin == -2).all()
-    assert torch.equal(result.adversarial, x) or case.options.get("random_start")
+    assert torch.equal(result.adversarial, x) or case.starts_at_random
 
 
 @every

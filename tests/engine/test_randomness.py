@@ -107,3 +107,18 @@ def test_samples_are_known_by_their_content():
     assert identities(torch.tensor([[0.0, 1.0]])) == identities(torch.tensor([[-0.0, 1.0]]))
     assert identities(z + 1e-6) != names
     assert identities(torch.zeros(0, 3)) == []
+
+
+@every
+def test_copies_of_a_row_are_told_apart_by_their_numbers(draw):
+    """And draw the same wherever they stand, and whatever other copies are asked for."""
+    whose, first, second = torch.tensor([[3, 0, 3, 3, 0], [0, 0, 1, 0, 1], [5, 5, 5, 6, 5]])
+    drawn = rows(noise().copies(whose, first, second), draw)
+    assert len(drawn.unique(dim=0)) == 5
+    for i in range(5):
+        assert torch.equal(
+            rows(noise().copies(whose[i : i + 1], first[i : i + 1], second[i : i + 1]), draw)[0], drawn[i]
+        )
+    assert torch.equal(
+        rows(noise().at(torch.tensor([3])).copies(torch.tensor([0]), first[2:3], second[2:3]), draw)[0], drawn[2]
+    )
