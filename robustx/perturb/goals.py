@@ -271,6 +271,16 @@ class Boundaries(Score):
 
 
 @dataclass(frozen=True, eq=False)
+class Progress(Score):
+    """A goal's margin and what is climbed towards it, side by side [N, 2]: for searches by values only."""
+
+    goal: Goal
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return torch.stack([self.goal.value(out, rows), self.goal.pull(out, rows)], 1)
+
+
+@dataclass(frozen=True, eq=False)
 class Climb(Goal):
     """No goal but a direction: make a loss (outputs [N, ...], target) -> [N] as large (small) as can be.
 

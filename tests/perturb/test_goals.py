@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from robustx.engine import OutputError, Probe, TargetError
 from robustx.perturb import LOSSES, Between, Leave, Reach, Until, as_logits
-from robustx.perturb.goals import Boundaries, Climb, class_goal, labels
+from robustx.perturb.goals import Boundaries, Climb, Progress, class_goal, labels
 
 K, N = 5, 12
 GOALS = {"leave": Leave, "reach": Reach}
@@ -420,3 +420,11 @@ def test_boundaries_cost_one_pass_forward_and_one_back_for_each():
     assert leads.shape == (6, 4) and slopes.shape == (6, 3, D)
     order = model(x)[:, 1:].argsort(1, descending=True) + 1
     assert_close(slopes, model.weight[order] - model.weight[0])
+
+
+@every_loss
+def test_progress_is_the_margin_beside_what_is_climbed(loss):
+    out, y = logits()
+    for goal in (Leave(y, loss, by=0.1), Reach(y, loss)):
+        told = Progress(goal).value(out, all_rows())
+        assert_close(told, torch.stack([goal.value(out, all_rows()), goal.pull(out, all_rows())], 1))
