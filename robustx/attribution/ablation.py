@@ -11,7 +11,7 @@ from torch.futures import Future
 
 from ..engine.checks import ArgumentError
 from ..engine.guard import Turns, guarded, untouched
-from ..engine.packing import Packing, Tensors, flat
+from ..engine.packing import Packing, Tensors
 from ..engine.probe import Probe
 from ..engine.randomness import Noise, identities
 from ..engine.sites import Layer
@@ -67,7 +67,7 @@ def from_next(features: Features, seed: int) -> Callable[[Probe], Giver]:
     """
 
     def circles(f: Probe) -> Giver:
-        names = identities(torch.cat([flat(t).float() for t in f.inputs], 1))
+        names = identities(*f.inputs)
         like = torch.zeros(0, dtype=torch.float64)
         order = Noise(seed, "feature permutation", names).uniform(features.count, like).argsort(0)
         others = torch.empty_like(order).scatter_(0, order, order.roll(-1, 0)).to(f.device)  # [B, F]
@@ -130,8 +130,8 @@ class FeatureAblation(PerturbationAttribution):
     ) -> Any:
         """Attributions shaped like the inputs, in the dtype of the output.
 
-        A model that returns M > 1 numbers per example (without ``target``), or something for the whole batch, gets
-        one map for each number: [outputs, ...].
+        A model that returns M > 1 numbers per example, as far as ``target`` leaves them, or something for the whole
+        batch, gets one map for each number: [outputs, ...].
 
         Args:
             inputs, baselines, target, additional_forward_args: see :class:`Attribution`; inputs may hold integers.

@@ -14,7 +14,7 @@ from ..engine.guard import guarded, modules_of
 from ..engine.later import Later
 from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Door, Probe
-from ..engine.scores import Everything, Neuron, Output, Score
+from ..engine.scores import Everything, Neuron, Output, Part, Score
 from ..engine.sites import Input, Layer, Site, Together
 from ..perturb.references import through
 
@@ -174,11 +174,15 @@ class PerturbationAttribution(Attribution):
         limit: int | None = None,
         at: Site | None = None,
     ) -> tuple[Door, Probe]:
-        """``limit`` counts copies of the batch; without a target the score is the whole output."""
+        """``limit`` counts copies of the batch."""
         door, f = super()._bind(inputs, target, args, kwargs, limit, at)
         if limit is not None:
             f.pace.limit = limit * max(f.examples, 1)
-        return door, f.to(of=Everything()) if target is None else f
+        return door, f
+
+    def _score(self, target: Any) -> Score:
+        """Without a target the whole output; and a target may leave several numbers."""
+        return target if isinstance(target, Score) else Everything() if target is None else Part(target)
 
     def _later(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """What ``attribute`` gives for a model that returns futures, as a future that is done.

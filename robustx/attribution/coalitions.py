@@ -8,7 +8,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
-from ..engine.packing import Packing, Tensors, flat
+from ..engine.packing import Packing, Tensors
 from ..engine.probe import Probe
 from ..engine.progress import progress
 from ..engine.randomness import identities
@@ -155,8 +155,7 @@ class Coalitions:
     @cached_property
     def names(self) -> list[str]:
         """A name for each example, made of all that it holds: for draws by key. One for a whole batch."""
-        held = torch.cat([flat(t).float() for t in self.f.inputs], 1)
-        return identities(held.reshape(1, -1) if self.whole else held)
+        return identities(*(t.reshape(1, -1) if self.whole else t for t in self.f.inputs))
 
     def _dtyped(self, gates: Tensor) -> Tensor:
         return gates.to(self.gates.packing.dtype)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..engine.checks import ArgumentError, whole
 from ..engine.guard import undrawn_on_error, untouched
-from ..engine.packing import Packing, Tensors, flat, times
+from ..engine.packing import Packing, Tensors, times
 from ..engine.probe import Door, Probe, Query, by_name
 from ..engine.randomness import Noise, identities
 from ..engine.scores import Each, Everything, Output, TargetError
@@ -83,7 +83,7 @@ class KeyedDraws:
     @classmethod
     def of(cls, inputs: Tensors, count: int, seed: int, method: str) -> "KeyedDraws":
         """``count`` samples of each example."""
-        names = identities(torch.cat([flat(t) for t in inputs], 1))
+        names = identities(*inputs)
         return cls(seed, method, [f"{name}/{s}" for name in names for s in range(count)])
 
     def _noise(self, what: str, k: Tensor) -> Noise:

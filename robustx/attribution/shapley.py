@@ -503,7 +503,7 @@ class ShapleyValueSampling(_Shares):
         confidence: float = 0.95,
         return_intervals: bool = False,
     ) -> Any:
-        """Attributions in the dtype of the output, shaped like the inputs; [B, *outputs, ...] without a target.
+        """Attributions in the dtype of the output, shaped like the inputs; [B, *outputs, ...] of several outputs.
 
         A model that answers for the whole batch at once gets [*outputs, ...], and at least one of them.
 

@@ -19,7 +19,7 @@ from ..engine.packing import Packing, Tensors, finest, flat
 from ..engine.probe import Door, Probe
 from ..engine.progress import progress
 from ..engine.randomness import Noise
-from ..engine.scores import Each, Everything, TargetError, one_each
+from ..engine.scores import Each, Everything, Output, Score, TargetError, one_each
 from ..engine.sites import Call, Site
 from ..perturb.features import Partition, elements, features_of
 from ..perturb.gates import Gates
@@ -510,7 +510,8 @@ class _FeatureSurrogate(PerturbationAttribution):
     def _players(
         self, inputs: Any, baselines: Any, target: Any, args: Any, mask: Any, limit: Any, kwargs: Any
     ) -> tuple[Door, Coalitions]:
-        door, f = self._bind(inputs, target, args, kwargs, limit)
+        score = target if target is None or isinstance(target, Score) else Output(target)
+        door, f = self._bind(inputs, score, args, kwargs, limit)
         players = Coalitions(f, features_of(mask, f.inputs, door.names), through(baselines))
         with untouched(self.forward_func):
             if isinstance(f.of, Everything):

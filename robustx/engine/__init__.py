@@ -7,7 +7,7 @@ from .memory import Pace
 from .packing import Packing, Tensors
 from .probe import Door, Meter, ModelError, NonFiniteError, Probe
 from .randomness import Noise, identities
-from .scores import Each, Everything, Neuron, Output, OutputError, Score, Target, TargetError
+from .scores import Each, Everything, Neuron, Output, OutputError, Part, Score, Target, TargetError
 from .sites import Input, Layer, Site, Together
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "OutputError",
     "Pace",
     "Packing",
+    "Part",
     "Probe",
     "Score",
     "Site",

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .packing import flat
+
 
 @dataclass
 class Noise:
@@ -65,7 +67,7 @@ class Noise:
         return torch.from_numpy(out).to(like.dtype).to(like.device)
 
 
-def identities(z: Tensor) -> list[str]:
-    """A name for each row of ``z`` [N, D], made of its content in float32."""
-    same = z.detach().float() + 0.0  # -0 and 0 are equal, but not in their bytes
+def identities(*tensors: Tensor) -> list[str]:
+    """A name for each row of some tensors [N, ...], made of all that it holds, in float32."""
+    same = torch.cat([flat(t.detach()).float() for t in tensors], 1) + 0.0  # -0 and 0 are equal, but not in their bytes
     return [hashlib.blake2b(row.tobytes(), digest_size=16).hexdigest() for row in same.cpu().numpy()]

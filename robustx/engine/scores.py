@@ -115,8 +115,12 @@ class Output(Score):
         return Made(self.target(out)) if callable(self.target) else out
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
+        return one_each(self.part(out, rows), rows)
+
+    def part(self, out: Any, rows: Tensor) -> Any:
+        """What the target leaves of each row."""
         if callable(self.target):
-            return one_each((out if isinstance(out, Made) else self.made(out)).parts, rows)
+            return (out if isinstance(out, Made) else self.made(out)).parts
         out, i = tensor_output(out, rows), self.index
         try:
             if i is None:
@@ -143,7 +147,16 @@ class Output(Score):
             raise TargetError(
                 f"Cannot choose target column with output shape {tuple(out.shape)} and target {self.target!r}: {e}"
             ) from None
-        return one_each(picked, rows)
+        return picked
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Output):
+    """What a target leaves of each row, one number or several [N, ...]: for methods that need values only."""
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        part = tensor_output(self.part(out, rows), rows)
+        return one_each(part, rows) if part.numel() == len(rows) else part
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,16 @@
 """The evaluator that all methods of coalitions share."""
 
+import captum.attr
 import pytest
 import torch
 from models import mlp
 from torch.testing import assert_close
 
+import robustx.attribution
 from robustx.attribution import FeatureAblation, KernelShap, Lime, Occlusion, ShapleyValueSampling
 from robustx.attribution.coalitions import Coalitions, alone
 from robustx.engine import Output, Pace, Probe
-from robustx.engine.scores import OutputError
+from robustx.engine.scores import OutputError, TargetError
 from robustx.perturb import through
 from robustx.perturb.features import elements
 
@@ -77,3 +79,28 @@ def test_an_answer_for_the_whole_batch_is_refused_where_one_of_each_example_was_
     with pytest.raises(OutputError, match="one row per example") as e:
         FeatureAblation(lambda x: x.sum(0, keepdim=True)).attribute(torch.randn(3, 5), target=1)
     assert "perturbations_per_eval" not in str(e.value)
+
+
+SEVERAL = [1, (slice(0, 2), 1), [(0,), (1,), (1,)], (slice(None), slice(1, None))]
+
+
+@pytest.mark.parametrize("target", SEVERAL, ids=str)
+@pytest.mark.parametrize("name", ["FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues"])
+def test_targets_that_leave_several_numbers(name, target):
+    x, weight = torch.randn(3, 4), torch.randn(4, 6)
+
+    def model(x):
+        return (x @ weight).unflatten(1, (2, 3)).tanh()
+
+    found = []
+    for library in (robustx.attribution, captum.attr):
+        torch.manual_seed(0)
+        found.append(getattr(library, name)(model).attribute(x, target=target))
+    assert found[0].numel() > x.numel()
+    assert_close(*found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [KernelShap, Lime], ids=lambda m: m.__name__)
+def test_surrogates_want_one_number(method):
+    with pytest.raises(TargetError, match="choose one number per row"):
+        method(lambda x: x[:, None].expand(-1, 2, -1)).attribute(torch.randn(3, 4), target=1)

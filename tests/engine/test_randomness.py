@@ -109,6 +109,16 @@ def test_samples_are_known_by_their_content():
     assert identities(torch.zeros(0, 3)) == []
 
 
+def test_samples_of_several_tensors():
+    """Pictures, ids and tables alike; what any of them holds tells samples apart."""
+    picture, ids = torch.randn(3, 2, 4), torch.tensor([[1, 2], [1, 2], [1, 3]])
+    picture[2] = picture[1]
+    one, same, other = identities(picture, ids)
+    assert len({*identities(picture, ids), *identities(ids, picture)}) == 6 and one != same != other
+    assert identities(picture[1:], ids[1:]) == [same, other]
+    assert identities(torch.cat([picture.flatten(1), ids], 1)) == [one, same, other]
+
+
 @every
 def test_copies_of_a_row_are_told_apart_by_their_numbers(draw):
     """And draw the same wherever they stand, and whatever other copies are asked for."""
