@@ -54,6 +54,10 @@ class Norm(ABC):
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """A uniformly random point of each row's ball; ``low`` and ``high`` [N, D] bound it only for L0."""
 
+    def outside(self, d: Tensor, radius: Tensor) -> Tensor:
+        """The elements that take a row out of its ball [N, D]: all that it has, unless the norm knows which."""
+        return (self.size(d) > radius)[:, None].expand(d.shape)
+
     def spendable(self, budget: Tensor) -> Tensor:
         """How much of each budget [N] a size can be: whole units of it."""
         return (budget / self.unit).floor() * self.unit if self.unit else budget
@@ -91,6 +95,9 @@ class Linf(Norm):
 
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
         return (noise.uniform(low.shape[1], low) * 2 - 1) * self._units(radius, low)
+
+    def outside(self, d: Tensor, radius: Tensor) -> Tensor:
+        return d.abs() / self._units(torch.ones_like(radius), d) > radius[:, None]
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Region:
         centre, radius, low, high = (finest(t) for t in (packing.pack(home), self.radius, self.low, self.high))
         for _ in range(4):
             now = finest(packing.pack(held))
-            over = (now < low) | (now > high) | (self.norm.size(now - centre) > radius)[:, None]
+            over = (now < low) | (now > high) | self.norm.outside(now - centre, radius)
             if not over.any():
                 break
             held = tuple(

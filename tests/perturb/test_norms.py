@@ -146,6 +146,17 @@ def test_what_is_left_free_may_be_tiny_beside_what_is_not():
 
 @every
 @shapes
+def test_outside_are_elements_of_rows_that_are_outside(name, n, d):
+    """Some in each of them, and none in the others; drawn in, they are outside no more."""
+    z, radius, _ = batch(n, d)
+    for norm in (NORMS[name], Linf(torch.linspace(0.1, 2, d)) if name == "Linf" else NORMS[name]):
+        outside = norm.outside(z, radius)
+        assert outside.any(1).tolist() == (norm.size(z) > radius).tolist()
+        assert not norm.outside(torch.where(outside, 0, z), radius).any()
+
+
+@every
+@shapes
 @dtypes
 def test_size_is_the_norm_of_each_row(name, n, d, dtype):
     z = batch(n, d, dtype)[0]
