@@ -2,23 +2,25 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 from torch import Tensor
 
+from ..engine.checks import whole
 from ..engine.guard import guarded, untouched
 from ..engine.memory import Pace
-from ..engine.packing import Tensors, finest
+from ..engine.packing import finest
 from ..engine.prepare import PRECISIONS, faithful, prepare, rounding
-from ..engine.probe import Door, Probe
+from ..engine.probe import Door, Meter, Probe
 from ..engine.randomness import Noise, identities
 from ..perturb.goals import LOSSES, Climb, Goal, Loss, aim, class_goal
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region, box, packed
+from .result import AttackResult
 
 
 class ZeroGradientWarning(UserWarning):
@@ -118,40 +120,6 @@ class Active:
         return replace(self, **kept)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class AttackResult:
-    """What an attack found, example by example.
-
-    Attributes:
-        adversarial: in the form, shapes and dtypes of the inputs. Examples that reached the goal before are
-            returned unchanged; where nothing was found, the best try is (the input, from attacks that look for the
-            nearest point).
-        success: whether the returned tensors reach the goal, asked of the model once more [B].
-        distance: how far they are from the inputs in the attack's norm [B].
-        margin: by how much the goal is reached (below 0: missed) [B].
-        forwards, backwards: how often each example went through the model [B].
-    """
-
-    adversarial: Any
-    success: Tensor
-    distance: Tensor
-    margin: Tensor
-    forwards: Tensor
-    backwards: Tensor
-
-    def __repr__(self) -> str:
-        n = len(self.success)
-        if not n:
-            return "AttackResult(no examples)"
-        share = self.success.double().mean()
-        near = self.distance[self.success]
-        told = f", median distance {near.median():.4g}" if len(near) else ""
-        return (
-            f"AttackResult({int(self.success.sum())} of {n} reached the goal ({share:.1%}){told}; "
-            f"{self.forwards.double().mean():.1f} forwards and {self.backwards.double().mean():.1f} backwards each)"
-        )
-
-
 class Attack(ABC):
     """Looks in a region for points where a goal is reached.
 
@@ -165,8 +133,11 @@ class Attack(ABC):
         bounds: the same as a pair, ``(0, 1)``.
         norm: ``"L0"``, ``"L1"``, ``"L2"``, ``"Linf"`` or a :class:`robustx.perturb.Norm`; None takes the first that the
             attack knows. It measures all tensors of an example together.
-        eps: the budget in input units (a count of elements for L0); a number, or one per example [B]. Attacks that look
-            for the nearest point need none: for them it is the largest distance that counts.
+        eps: the budget in input units (a count of elements for L0); a number, or a tensor with one per example [B];
+            or a list of budgets, see :meth:`run`. Attacks that look for the nearest point need none: for them it is
+            the largest distance that counts.
+        levels: how many evenly spaced values an element can take between its bounds, such as 256 for images of 8 bits:
+            what changes is rounded to them before it is judged. None: any value.
         seed: random draws are functions of it and of each example's content, never of a global generator.
         batch_size: most rows in one pass; None fills the memory budget.
         precision: how the model is asked during the search: ``"exact"``, with batch norms folded into what comes before
@@ -193,7 +164,8 @@ class Attack(ABC):
         *,
         bounds: tuple[float | Tensor, float | Tensor] | None = None,
         norm: str | float | Norm | None = None,
-        eps: float | Tensor | None = None,
+        eps: float | Tensor | Sequence[float] | None = None,
+        levels: int | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         precision: str | None = "exact",
@@ -219,6 +191,9 @@ class Attack(ABC):
             raise ValueError(
                 f"norm must be one that {type(self).__name__} knows ({', '.join(self.norms)}), got {self.norm}"
             )
+        if levels is not None:
+            whole("levels", levels, 2)
+        self.levels = levels
         self.eps, self.seed, self.batch_size, self.precision = eps, seed, batch_size, precision
 
     @classmethod
@@ -236,96 +211,169 @@ class Attack(ABC):
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
         """The best points found for the examples ``rows`` [N]; region and noise have their N rows."""
 
+    def _posed(self, f: Probe) -> Probe:
+        """The model as it is asked, during the search and about its result."""
+        return f
+
     def __call__(self, x: Any, y: Any = None, **options: Any) -> Any:
         """``run(x, y, ...).adversarial``."""
         return self.run(x, y, **options).adversarial
 
-    @guarded
+    @overload
+    def run(
+        self, x: Any, y: Any = None, targeted: bool = False, *, eps: list[float] | tuple[float, ...], **more: Any
+    ) -> list[AttackResult]: ...
+
+    @overload
+    def run(
+        self, x: Any, y: Any = None, targeted: bool = False, *, eps: float | Tensor | None = None, **more: Any
+    ) -> AttackResult: ...
+
+    @guarded  # type: ignore[misc]  # the overloads are short: **more is what both take
     def run(
         self,
         x: Any,
         y: Tensor | int | None = None,
         targeted: bool = False,
         *,
-        eps: float | Tensor | None = None,
+        eps: float | Tensor | Sequence[float] | None = None,
         goal: Goal | Callable[[Any], Tensor] | None = None,
         mask: Any = None,
         additional_forward_args: Any = None,
         additional_forward_kwargs: dict[str, Any] | None = None,
-    ) -> AttackResult:
+        history: bool = False,
+    ) -> AttackResult | list[AttackResult]:
         """Attacks every example; those that reach the goal already are left alone.
 
         Args:
             x: a tensor [B, ...], or a tuple or dict of tensors, inside the bounds.
             y: true classes [B], or target classes if ``targeted``; None takes the model's own answers.
             targeted: reach class y instead of leaving it.
-            eps: overrides the constructor's budget; a number, or one per example [B].
+            eps: overrides the constructor's budget; a number, or a tensor with one per example [B]. A list of numbers
+                asks for one result each, in its order: the largest is tried first, what it finds counts for all others
+                that it fits, and an example that withstands a budget is not attacked within a smaller one.
             goal: any other goal instead of y, or a function from outputs to margins [N].
             mask: where inputs may change (non-zero), broadcastable to them.
             additional_forward_args, additional_forward_kwargs: passed on to the model.
+            history: keep the margin each time that the model is asked for it.
 
         Raises:
             ValueError: a budget that is negative or NaN, inputs outside the bounds, labels that are no classes of
                 the model, a model in train mode, NaN or infinite inputs or outputs.
         """
         door = Door.open(x)
-        f = door.probe(
-            self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
-        )
-        want = aim(f, goal, y, targeted, self.loss_func)
-        f = f.to(of=want)
-        region = self._region(f, self.eps if eps is None else eps, mask)
-        quick = prepare(f, self.precision)
-        margin = f.score
-        left = (~(margin > 0)).nonzero().squeeze(1)
-        start = best = Found(region.centre, margin, torch.zeros_like(margin))
-        noise = Noise(self.seed, type(self).__name__, identities(region.centre))
-        if len(left):
-            quick = quick if faithful(quick, margin[left], left) else f
-            best = self._sought(quick, want, region, left, noise, start)
-        held = region.settle(best.z, f.packing)
-        told, best = best, self._verified(f, region, held, margin, left)
-        lost = (told.success & ~best.success).nonzero().squeeze(1)
-        if len(lost) and quick is not f:
-            held = region.settle(
-                best.put(lost, self._sought(f, want, region, lost, noise, start).at(lost)).z, f.packing
+        f = self._posed(
+            door.probe(
+                self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
             )
-            best = self._verified(f, region, held, best.margin, lost)
-        assert f.meter is not None
-        return AttackResult(
-            door.out(held),
-            best.success,
-            best.size,
-            best.margin,
-            f.meter.forward.clone(),
-            f.meter.backward.clone(),
         )
+        f = f.to(of=aim(f, goal, y, targeted, self.loss_func))
+        eps = self.eps if eps is None else eps
+        regions = [self._region(f, e, mask) for e in (eps if isinstance(eps, list | tuple) else [eps])]
+        quick, margin = prepare(f, self.precision), f.score
+        rows = (~(margin > 0)).nonzero().squeeze(1)
+        if len(rows) and not faithful(quick, margin[rows], rows):
+            quick = f
+        assert f.meter is not None
+        untried = best = Found(f.point, margin, f.point.new_zeros(f.examples))
+        found: dict[int, Found] = {}
+        told: dict[int, Meter] = {}
+        for i in sorted(range(len(regions)), key=lambda i: -float(regions[i].radius.sum())):
+            f.meter.asked = [] if history else None
+            if found:
+                best, rows = self._carried(f, regions[i], best, untried)
+            best = found[i] = self._attempt(f, quick, regions[i], best, untried, rows)
+            told[i] = f.meter.take()
+        results = {
+            i: AttackResult(
+                door.out(f.packing.unpack(found[i].z)),
+                found[i].success,
+                found[i].size,
+                found[i].margin,
+                told[i].forward,
+                told[i].backward,
+                inputs=x,
+                norm=str(self.norm),
+                eps=regions[i].radius,
+                history=told[i].history(),
+            )
+            for i in range(len(regions))
+        }
+        return list(results.values()) if isinstance(eps, list | tuple) else results[0]
 
-    def _sought(self, f: Probe, want: Goal, region: Region, rows: Tensor, noise: Noise, start: Found) -> Found:
-        """``start`` [B], with what a search by ``f`` finds for some rows."""
-        margin = start.margin
-        slack = rounding(f, margin.dtype) * (1 + margin.abs())
-        found = self.search(f.to(of=want.firm(slack), strict=False), region.at(rows), rows, noise.at(rows))
-        found = Found(found.z, found.margin.to(margin), found.size.to(margin))
-        if self.minimal:  # what is not near enough is not found, and then the input itself comes back
-            found = start.at(rows).where(found.success & (found.size <= region.radius[rows]), found)
-        return start.put(rows, found)
+    def _attempt(self, f: Probe, quick: Probe, region: Region, best: Found, untried: Found, rows: Tensor) -> Found:
+        """``best`` [B], with what a search finds for some rows: asked by ``quick``, confirmed by ``f`` itself."""
+        noise = Noise(self.seed, type(self).__name__, identities(region.centre[rows]))
+        for g in (quick, f):
+            if not len(rows):
+                break
+            near, before = region.at(rows), untried.at(rows)
+            part = self._sought(g, near, rows, noise, before)
+            if self.levels is not None:
+                part = self._graded(f, near, rows, part)
+            if self.minimal:  # what is not near enough is not found, and then the input itself comes back
+                part = before.where(part.success & (part.size <= near.radius), part)
+            true = self._confirmed(f, near, rows, part.z, before.margin)
+            best, lost = best.put(rows, true), part.success & ~true.success
+            rows, noise = rows[lost], noise.at(lost.nonzero().squeeze(1))
+            if g is f:
+                break
+        return best
 
-    def _verified(self, f: Probe, region: Region, held: Tensors, known: Tensor, rows: Tensor) -> Found:
-        """What the returned tensors really do, where margins are not ``known`` [B]: in those ``rows`` that moved."""
-        z = f.packing.pack(held)
-        moved = rows[(z != region.centre)[rows].any(1)]
-        margin = known.clone()
+    def _sought(self, f: Probe, region: Region, rows: Tensor, noise: Noise, before: Found) -> Found:
+        """What a search finds for some rows [N]; it asks for a little more than the goal, as rounding may take some."""
+        assert isinstance(f.of, Goal)
+        slack = f.everyone.new_zeros(f.examples, dtype=before.margin.dtype)
+        slack[rows] = rounding(f, slack.dtype) * (1 + before.margin.abs())
+        found = self.search(f.to(of=f.of.firm(slack), strict=False), region, rows, noise)
+        return Found(found.z, found.margin.to(slack), found.size.to(found.z))
+
+    def _confirmed(self, f: Probe, region: Region, rows: Tensor, z: Tensor, still: Tensor) -> Found:
+        """What the tensors that come back really do [N]; those that did not move have the margins of before."""
+        z, margin = f.packing.pack(region.settle(z, f.packing)), still.clone()
+        moved = (z != region.centre).any(1).nonzero().squeeze(1)
         if len(moved):
-            margin[moved] = f.to(strict=False).value(z[moved], moved)
+            margin[moved] = f.to(strict=False).value(z[moved], rows[moved])
         return Found(z, margin, region.size(z))
 
-    def _region(self, f: Probe, eps: float | Tensor | None, mask: Any = None) -> Region:
+    def _carried(self, f: Probe, region: Region, known: Found, untried: Found) -> tuple[Found, Tensor]:
+        """What a larger budget found, as it counts in a smaller region [B], and the rows that are left to attack.
+
+        Where it found nothing, its best try is drawn into the region.
+        """
+        fits = known.success & (known.size <= region.radius)
+        best = untried.where(fits, known)
+        if self.minimal:  # there is nothing nearer
+            return best, f.everyone[:0]
+        held = (~known.success).nonzero().squeeze(1)
+        near = region.at(held)
+        drawn = self._confirmed(f, near, held, near.project(known.z[held]), untried.margin[held])
+        return best.put(held, drawn), (known.success & ~fits).nonzero().squeeze(1)
+
+    def _graded(self, f: Probe, region: Region, rows: Tensor, found: Found) -> Found:
+        """Points [N] whose changed elements stand on the levels: the nearest ones, or the next outward or inward,
+        whichever serves best.
+        """
+        assert self.levels is not None
+        home, step = region.centre, (region.high - region.low) / (self.levels - 1)
+        at, start = ((t - region.low) / step.clamp(min=torch.finfo(step.dtype).tiny) for t in (found.z, home))
+        outward, inward = (torch.where((at > start) == up, at.ceil(), at.floor()) for up in (True, False))
+        best = Found.nothing(home)
+        for level in (at.round(), outward, inward):
+            passed = (found.z == home) | ((level > start) != (at > start))  # it did not change, or would turn around
+            z = torch.where(passed, home, torch.minimum(region.low + level * step, region.high))
+            size = region.size(z)
+            inside = size <= region.radius * (1 + 1e-5)  # rounding is drawn back when it is confirmed
+            tried = Found(z, torch.where(inside, f.to(strict=False).value(z, rows), -torch.inf), size)
+            best = best.smaller(tried) if self.minimal else best.stronger(tried)
+        return best
+
+    def _region(self, f: Probe, eps: Any, mask: Any = None) -> Region:
         if eps is None and self.minimal:
             eps = torch.inf
         if eps is None:
             raise ValueError(f"eps is missing: give {type(self).__name__}(..., eps=...) or run(..., eps=...)")
-        low, high = box(f, self.lower_bound, self.upper_bound, finite=self.norm.unit > 0)
+        low, high = box(f, self.lower_bound, self.upper_bound, finite=self.norm.unit > 0 or self.levels is not None)
         free = None if mask is None else packed(mask, f, "mask").expand(f.point.shape) != 0
         return Region(f.point, self.norm, self.norm.spendable(per_row(eps, f, "eps")), low, high, free)
 

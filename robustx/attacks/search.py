@@ -104,6 +104,12 @@ def sure(f: Probe, region: Region, rows: Tensor, noise: Noise, steps: int = 8, d
     return shrunk(f, region, rows, best)
 
 
+def assured(f: Probe, region: Region, rows: Tensor, noise: Noise, found: Found) -> Found:
+    """What a search found, and a sure point where it found nothing."""
+    left = (~found.success).nonzero().squeeze(1)
+    return found.put(left, sure(f, region.at(left), rows[left], noise.at(left))) if len(left) else found
+
+
 def stride(f: Probe, region: Region, rows: Tensor, steps: int) -> Found:
     """Steps across the nearest boundary to first order, each twice as bold as the one before; the best point."""
     assert isinstance(f.of, Goal)
@@ -156,6 +162,7 @@ class Bisection(Attack):
             seed=p.seed,
             batch_size=p.batch_size,
             precision=p.precision,
+            levels=p.levels,
         )
         self.rounds = whole("rounds", rounds, 0)
 

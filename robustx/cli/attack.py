@@ -45,7 +45,7 @@ def run(asked: Namespace) -> int:
             raise
     seconds = time.perf_counter() - started
     done = Subject(s.name, s.model, s.data[: sum(len(p.success) for p in parts)])
-    result = _joined(parts)
+    result = AttackResult.cat(parts)
     samples = _samples(done, result, None if asked.target is None else int(y[0]))
     totals = _totals(asked, attack, done, samples, seconds)
     written = [] if place is None else _write(place, done, result, samples, totals)
@@ -91,11 +91,6 @@ def _list(known: set[str]) -> str:
     return ", ".join(sorted(known - hidden - {"eps", "seed", "batch_size"})) or "no more"
 
 
-def _joined(parts: list[AttackResult]) -> AttackResult:
-    fields = ("adversarial", "success", "distance", "margin", "forwards", "backwards")
-    return AttackResult(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
-
-
 def _samples(s: Subject, r: AttackResult, target: int | None) -> list[dict[str, Any]]:
     """One line a sample: what the model said before and after, and how far apart the two inputs are."""
     before, after = s.answers(s.data.x).argmax(1), s.answers(r.adversarial, strict=False).argmax(1)
@@ -133,7 +128,7 @@ def _totals(
         "data": s.data.name,
         "split": s.data.split,
         "norm": norm,
-        "eps": float(attack.eps) if attack.eps is not None else None,
+        "eps": float(attack.eps) if isinstance(attack.eps, float | int) else None,
         "settings": {k: v for k, v in vars(attack).items() if k in ("steps", "restarts", "seed", "loss_func")}
         | {k: getattr(asked, k) for k in ("steps", "restarts") if getattr(asked, k) is not None}
         | dict(asked.options),

@@ -1,5 +1,6 @@
 """Checks of single arguments."""
 
+from importlib import import_module
 from operator import index
 from typing import Any
 
@@ -31,3 +32,17 @@ def at_least(name: str, value: Any, least: float) -> None:
     """Raises ArgumentError unless ``value`` is a number from ``least`` on."""
     if not value >= least:
         raise ArgumentError(f"{name} must be at least {least:g}, got {value!r}")
+
+
+def optional(module: str, extra: str) -> Any:
+    """A module that robustx can do without, imported when it is needed.
+
+    Raises:
+        ImportError: it is not installed; says how to mend that.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as e:
+        if e.name != module.partition(".")[0]:
+            raise
+        raise ImportError(f"{e.name} is needed here and not installed; run: pip install 'robustx[{extra}]'") from None

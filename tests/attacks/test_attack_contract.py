@@ -11,7 +11,7 @@ from attack_cases import BUDGET, CASES, Counted, affine, examples, mlp
 from torch import nn
 from torch.testing import assert_close
 
-from robustx.attacks import AttackResult, ZeroGradientWarning
+from robustx.attacks import ZeroGradientWarning
 from robustx.perturb import NORMS, Between, Until
 
 every = pytest.mark.parametrize("case", CASES, ids=str)
@@ -54,10 +54,6 @@ def assert_same(result, other, **tolerance):
     assert_close(result.margin, other.margin, **tolerance)
     assert_close(result.distance, other.distance, **tolerance)
     assert result.success.tolist() == other.success.tolist()
-
-
-def part(result, rows):
-    return AttackResult(*(v[rows] for v in vars(result).values()))
 
 
 # --- what is found ----------------------------------------------------------------------------------------
@@ -153,7 +149,7 @@ def test_equivariant_to_the_order_of_rows(case):
     model = mlp()
     x, y = examples(model)
     order = torch.randperm(len(x))
-    assert_same(case(model).run(x[order], y[order]), part(case(model).run(x, y), order))
+    assert_same(case(model).run(x[order], y[order]), case(model).run(x, y).at(order))
 
 
 @every
@@ -163,7 +159,7 @@ def test_alone_as_in_a_batch(case):
     together = case(model).run(x, y)
     for i in range(len(x)):
         alone = case(model).run(x[i : i + 1], y[i : i + 1])
-        assert_same(alone, part(together, slice(i, i + 1)))
+        assert_same(alone, together.at(torch.tensor([i])))
         assert alone.forwards.item() == together.forwards[i] and alone.backwards.item() == together.backwards[i]
 
 
@@ -187,7 +183,7 @@ def test_a_budget_for_each_example(case):
     check(case, model, x, together, lambda moved: answers(model, moved) != y, eps=eps)
     for i in (0, 4, 9):
         alone = case(model, eps=eps[i]).run(x[i : i + 1], y[i : i + 1])
-        assert_same(alone, part(together, slice(i, i + 1)))
+        assert_same(alone, together.at(torch.tensor([i])))
 
 
 @every
@@ -197,7 +193,8 @@ def test_no_examples(case):
     for labels in (y[:0], None):
         result = case(model).run(x[:0], labels)
         assert result.adversarial.shape == (0, 2, 3, 3)
-        assert all(len(v) == 0 for v in vars(result).values())
+        told = ("success", "distance", "margin", "forwards", "backwards")
+        assert all(len(getattr(result, name)) == 0 for name in told)
         assert repr(result) == "AttackResult(no examples)"
 
 
@@ -415,6 +412,21 @@ def test_probabilities_are_as_good_as_logits(case):
     x, y = examples(net)
     result = case(lambda x: net(x).softmax(1)).run(x, y)
     assert_same(result, case(net).run(x, y), rtol=0, atol=1e-6)
+
+
+@every
+def test_one_logit_is_as_good_as_two(case):
+    net = mlp(2, seed=3)
+    x, y = examples(net)
+    case = case.but(targets=None)
+
+    def lead(x):
+        return net(x).diff(dim=1)
+
+    result = case(lead).run(x, y)
+    assert_same(result, case(lambda x: torch.cat([-lead(x), lead(x)], 1) / 2).run(x, y), rtol=0, atol=1e-9)
+    check(case, lead, x, result, lambda moved: (lead(moved).squeeze(1) > 0).long() != y)
+    assert result.success.sum() > 2
 
 
 @every
