@@ -51,6 +51,9 @@ MORE = [
     ("transformers", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
     ("layers_and_neurons", ["--model", "digits-robust"], "answer 6", "explanation/layers_and_neurons.png"),
+    ("attack_folder", ["--size", "64", "--steps", "5"], "read back, 4 of 4", "changed/astronaut.png"),
+    ("attack_table", ["--keep", "alcohol", "--norm", "L0"], "row 1: 0 becomes 1 at L0 1", None),
+    ("attack_table", ["wine.csv", "--norm", "Linf", "--rows", "2"], "learnt 100% of 4 rows", None),
     ("evaluate_robustness", [*MINE, "--steps", "3", "--eps", "0.1"], "mine:net", "runs/example/report.html"),
 ]
 
@@ -75,6 +78,7 @@ def test_an_example_runs(name, run, tmp_path):
 @pytest.mark.parametrize("name, arguments, printed, written", MORE)
 def test_an_example_takes_other_models_and_arguments(name, arguments, printed, written, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "wine.csv").write_text("age,pay,grade\n1,2,0\n2,1,0\n5,9,1\n6,7,1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     monkeypatch.setattr(sys, "argv", [name, *arguments])
