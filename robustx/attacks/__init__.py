@@ -8,6 +8,7 @@ from typing import Any
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .search import Bisection, MinParamPerturbation, bisect
+from .wrappers import BPDA, EOT
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def names(norm: str | None = None, minimal: bool | None = None) -> list[str]:
 
 __all__ = [
     "ATTACKS",
+    "BPDA",
+    "EOT",
     "FGSM",
     "PGD",
     "Active",

@@ -190,7 +190,7 @@ class Viewed(Probe):
                 which = torch.arange(part.start, part.stop, device=self.device)
                 first = (which % looks < judged).reshape(-1, *(1,) * (value.ndim - 1))
                 value = torch.where(first, value / judged, 0)
-                part_of = value, pull / looks, torch.autograd.grad(graph[1], graph[0], g)[0] / looks
+                part_of = value, pull / looks, _back(graph[1], graph[0], g) / looks
                 totals = totals or [t.new_zeros(n, *t.shape[1:]) for t in part_of]
                 for total, t in zip(totals, part_of, strict=True):
                     total.index_add_(0, which // looks, t)
@@ -214,7 +214,7 @@ class Viewed(Probe):
             z = z.detach().requires_grad_()
             seen = self._show(z, rows, which, self.shown)
         value, g = super().jacobian(seen.detach(), scores, rows)
-        g = torch.stack([torch.autograd.grad(seen, z, s, retain_graph=True)[0] for s in g.unbind(1)], 1)
+        g = _back(seen, z, g)
         self._told([rows])
         value, g = (t.new_zeros(n, *t.shape[1:]).index_add(0, whose, t / count) for t in (value, g))
         return value, g
@@ -259,6 +259,13 @@ class Viewed(Probe):
         assert self.meter is not None
         if self.meter.asked is not None:
             self._count(query(slice(0, n))[1], forward=0, scores=scores)
+
+
+def _back(seen: Tensor, z: Tensor, g: Tensor) -> Tensor:
+    """Gradients [n, D] (or of several scores [n, T, D]) of what was ``seen`` instead of ``z`` [n, D], for ``z``."""
+    if g.ndim == 2:
+        return torch.autograd.grad(seen, z, g)[0]
+    return torch.stack([torch.autograd.grad(seen, z, one, retain_graph=True)[0] for one in g.unbind(1)], 1)
 
 
 def pictures(packing: Packing, who: str) -> None:
