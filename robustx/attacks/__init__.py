@@ -8,6 +8,7 @@ from typing import Any
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .search import Bisection, MinParamPerturbation, bisect
+from .square import Square
 from .wrappers import BPDA, EOT
 
 
@@ -58,6 +59,7 @@ ATTACKS: dict[str, Named] = {
     "vmi-fgsm": Named(TransferPGD, {"neighbours": 20}),
     "vni-fgsm": Named(TransferPGD, {"neighbours": 20, "nesterov": True}),
     "bisection": Named(Bisection),
+    "square": Named(Square),
 }
 
 
@@ -106,6 +108,7 @@ __all__ = [
     "MinParamPerturbation",
     "Named",
     "Perturbation",
+    "Square",
     "TransferPGD",
     "ZeroGradientWarning",
     "bisect",
