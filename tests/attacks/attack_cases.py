@@ -15,6 +15,7 @@ QUICK |= {name: {"steps": 3} for name in ("bim", "mi-fgsm", "ni-fgsm", "si-ni-fg
 QUICK |= {name: {"steps": 3, "neighbours": 2} for name in ("vmi-fgsm", "vni-fgsm")}
 QUICK["di-fgsm"] |= {"enlarge": 1.6}
 QUICK["ti-fgsm"] |= {"kernel": 3}
+QUICK |= {"cw": {"steps": 30, "rounds": 6}, "sigma-zero": {"steps": 12}}
 PICTURES = {"diversity": 0.5, "enlarge": 1.6, "kernel": 3}  # parts that only pictures have
 OTHERS = {"r-fgsm", "ffgsm", "bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm", "ti-fgsm", "vmi-fgsm", "vni-fgsm"}
 """Names of options of PGD: one norm is enough for each, as a variant has all of them together in every norm."""
