@@ -6,9 +6,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
+from .carlini import CW, cw_l0, cw_l2, cw_linf
 from .compare import AttackComparator
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .search import Bisection, MinParamPerturbation, bisect
+from .sparse import SigmaZero, sigma_zero
 from .square import Square
 from .wrappers import BPDA, EOT
 
@@ -59,6 +61,8 @@ ATTACKS: dict[str, Named] = {
     "ti-fgsm": Named(TransferPGD, {"kernel": 15}),
     "vmi-fgsm": Named(TransferPGD, {"neighbours": 20}),
     "vni-fgsm": Named(TransferPGD, {"neighbours": 20, "nesterov": True}),
+    "cw": Named(CW),
+    "sigma-zero": Named(SigmaZero),
     "bisection": Named(Bisection),
     "square": Named(Square),
 }
@@ -98,6 +102,7 @@ def names(norm: str | None = None, minimal: bool | None = None) -> list[str]:
 __all__ = [
     "ATTACKS",
     "BPDA",
+    "CW",
     "EOT",
     "FGSM",
     "PGD",
@@ -110,12 +115,17 @@ __all__ = [
     "MinParamPerturbation",
     "Named",
     "Perturbation",
+    "SigmaZero",
     "Square",
     "TransferPGD",
     "ZeroGradientWarning",
     "bisect",
+    "cw_l0",
+    "cw_l2",
+    "cw_linf",
     "fgsm",
     "make",
     "names",
     "pgd",
+    "sigma_zero",
 ]
