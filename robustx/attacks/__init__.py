@@ -8,6 +8,7 @@ from typing import Any
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
 from .carlini import CW, cw_l0, cw_l2, cw_linf
 from .compare import AttackComparator
+from .deepfool import DeepFool, SuperDeepFool
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .search import Bisection, MinParamPerturbation, bisect
 from .sparse import SigmaZero, sigma_zero
@@ -63,6 +64,8 @@ ATTACKS: dict[str, Named] = {
     "vni-fgsm": Named(TransferPGD, {"neighbours": 20, "nesterov": True}),
     "cw": Named(CW),
     "sigma-zero": Named(SigmaZero),
+    "deepfool": Named(DeepFool),
+    "superdeepfool": Named(SuperDeepFool),
     "bisection": Named(Bisection),
     "square": Named(Square),
 }
@@ -111,12 +114,14 @@ __all__ = [
     "AttackComparator",
     "AttackResult",
     "Bisection",
+    "DeepFool",
     "Found",
     "MinParamPerturbation",
     "Named",
     "Perturbation",
     "SigmaZero",
     "Square",
+    "SuperDeepFool",
     "TransferPGD",
     "ZeroGradientWarning",
     "bisect",

@@ -190,11 +190,14 @@ class Leave(_ClassGoal):
         return replace(self, y=self.y[whose], by=by, toward=toward)
 
     def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
-        """By how much each of the ``count`` likeliest other classes leads (or that one towards which it climbs)."""
+        """By how much each of the ``count`` likeliest other classes leads (or that one towards which it climbs).
+
+        In the order of the classes: where all are told, each keeps its place.
+        """
         logits, y = as_logits(out, rows), self.y[rows][:, None]
         if self.toward is None:
             others = min(count or logits.shape[1], logits.shape[1] - 1)
-            rivals = logits.detach().scatter(1, y, -torch.inf).topk(others, dim=1).indices
+            rivals = logits.detach().scatter(1, y, -torch.inf).topk(others, dim=1).indices.sort(1).values
         else:
             rivals = self.toward[rows][:, None]
         by = self.by[rows][:, None] if isinstance(self.by, Tensor) else self.by
