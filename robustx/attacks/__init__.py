@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from .apgd import APGD, apgd
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
 from .carlini import CW, cw_l0, cw_l2, cw_linf
 from .compare import AttackComparator
@@ -55,6 +56,9 @@ ATTACKS: dict[str, Named] = {
     "ffgsm": Named(PGD, {"steps": 1, "random_start": True, "reach": 1.25}),
     "bim": Named(PGD, {"steps": 10, "reach": 1.25}),
     "pgd": Named(PGD),
+    "apgd-ce": Named(APGD, {"loss_func": "ce"}),
+    "apgd-dlr": Named(APGD, {"loss_func": "dlr"}),
+    "apgd-t": Named(APGD, {"loss_func": "dlr", "targets": 9}),
     "mi-fgsm": Named(TransferPGD),
     "ni-fgsm": Named(TransferPGD, {"nesterov": True}),
     "si-ni-fgsm": Named(TransferPGD, {"nesterov": True, "scales": 5}),
@@ -103,6 +107,7 @@ def names(norm: str | None = None, minimal: bool | None = None) -> list[str]:
 
 
 __all__ = [
+    "APGD",
     "ATTACKS",
     "BPDA",
     "CW",
@@ -124,6 +129,7 @@ __all__ = [
     "SuperDeepFool",
     "TransferPGD",
     "ZeroGradientWarning",
+    "apgd",
     "bisect",
     "cw_l0",
     "cw_l2",

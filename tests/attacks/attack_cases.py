@@ -13,6 +13,7 @@ QUICK = {"pgd": {"steps": 8}, "bisection": {"steps": 5, "rounds": 4}}  # an atta
 QUICK["square"] = {"steps": 40}
 QUICK |= {name: {"steps": 3} for name in ("bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm", "ti-fgsm")}
 QUICK |= {name: {"steps": 3, "neighbours": 2} for name in ("vmi-fgsm", "vni-fgsm")}
+QUICK |= {name: {"steps": 8, "random_start": True} for name in ("apgd-ce", "apgd-dlr", "apgd-t")}
 QUICK["di-fgsm"] |= {"enlarge": 1.6}
 QUICK["ti-fgsm"] |= {"kernel": 3}
 QUICK |= {"cw": {"steps": 30, "rounds": 6}, "sigma-zero": {"steps": 12}}
@@ -22,6 +23,8 @@ OTHERS = {"r-fgsm", "ffgsm", "bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm
 VARIANTS = {
     "everything, but for pictures": ("vni-fgsm", {"steps": 3, "reach": 1.5, "scales": 2, "neighbours": 2}),
     "everything, for pictures": ("vni-fgsm", {"steps": 3, "reach": 1.5, "scales": 2, "neighbours": 2, **PICTURES}),
+    "apgd, from the input": ("apgd-ce", {"steps": 6, "random_start": False, "restarts": 2}),
+    "apgd, large eps first": ("apgd-t", {"steps": 10, "large_eps": True, "restarts": 2, "random_start": True}),
     "pgd, random": ("pgd", {"steps": 5, "restarts": 2, "random_start": True}),
     "pgd, all rivals": ("pgd", {"steps": 5, "loss_func": "margin", "targets": 3}),
 }
@@ -65,7 +68,7 @@ class Case:
 
     @property
     def untargeted_only(self):
-        return self.options.get("targets") is not None
+        return self.all_options.get("targets") is not None
 
     def __str__(self):
         return f"{self.told}-{self.norm}"
