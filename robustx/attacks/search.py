@@ -66,6 +66,8 @@ def way_back(f: Probe, rows: Tensor, home: Tensor, away: Tensor, rounds: int, ma
     """
     low, high = torch.zeros_like(rows, dtype=home.dtype), torch.ones_like(rows, dtype=home.dtype)
     below, above = f.value(home, rows), f.value(away, rows) if margin is None else margin
+    least = 8 * torch.finfo(below.dtype).eps * (1 + below.abs().nan_to_num(0, 0, 0))  # another batch rounds otherwise
+    below, above = below - least, above - least
     for r in range(rounds):
         width, middle = high - low, (low + high) / 2
         share = (below / (below - above)).to(home.dtype)
@@ -73,7 +75,7 @@ def way_back(f: Probe, rows: Tensor, home: Tensor, away: Tensor, rounds: int, ma
         inward = torch.minimum(0.2 * width.square(), (middle - t).abs())
         most = (2.0**-r - width / 2).clamp(min=0)
         t = middle + (t + (middle - t).sign() * inward - middle).clamp(-most, most)
-        now = f.value(torch.lerp(home, away, t[:, None]), rows)
+        now = f.value(torch.lerp(home, away, t[:, None]), rows) - least
         good = now > 0
         below, above = torch.where(good, below, now), torch.where(good, now, above)
         low, high = torch.where(good, low, t), torch.where(good, t, high)

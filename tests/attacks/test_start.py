@@ -52,6 +52,15 @@ def test_way_back_ends_just_beyond_the_crossing(curve, told):
         assert_close(z[:, 1] / z[:, 0], away[:, 1] / away[:, 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_way_back_leaves_what_another_batch_may_round(dtype):
+    """A regression: points found on the very boundary were on the other side of it when they were asked for again."""
+    home, away = torch.zeros(3, 1, dtype=dtype), torch.tensor([[1.0], [2.0], [5.0]], dtype=dtype)
+    f = Probe(lambda z: 4 * z[:, 0] - 1, (home,), Until(lambda out: out))
+    margin = f.value(way_back(f, f.everyone, home, away, 30))
+    assert (margin > 8 * torch.finfo(dtype).eps).all() and (margin < 1e-5).all()
+
+
 @every
 def test_no_point_moves_away(norm):
     """Points that are as near as they can be come back, and so do those that miss the goal."""
