@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from .apgd import APGD, apgd
+from .apgd import APGD
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
 from .carlini import CW, cw_l0, cw_l2, cw_linf
 from .compare import AttackComparator
@@ -129,7 +129,6 @@ __all__ = [
     "SuperDeepFool",
     "TransferPGD",
     "ZeroGradientWarning",
-    "apgd",
     "bisect",
     "cw_l0",
     "cw_l2",

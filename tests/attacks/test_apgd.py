@@ -288,15 +288,13 @@ def standing(model, x, y, moved, norm, eps):
 
 @pytest.mark.parametrize("norm, eps", [("Linf", 0.2), ("L2", 1.0), ("L1", 2.0)])
 def test_no_weaker_than_other_libraries(robust, norm, eps):
-    """At equal steps, by the better of both losses; where a start is random, one example of 160 is no difference."""
+    """At equal steps and by either loss; as all starts are random, two examples of 320 are no difference."""
     model, x, y = robust
     options = {"bounds": (0, 1), "norm": norm, "eps": eps, "steps": 50, "large_eps": norm == "L1"}
     p = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
 
     def ours(loss):
-        result = make(f"apgd-{loss}", model, **options).run(x, y)
-        assert (~result.success).sum() == standing(model, x, y, result.adversarial, norm, eps)
-        return result.adversarial
+        return make(f"apgd-{loss}", model, **options)(x, y)
 
     def adv_libs(loss):
         return adv_lib.attacks.apgd(model, x, y, eps, p, n_iter=50, loss_function=loss, use_large_reps=norm == "L1")
@@ -305,10 +303,9 @@ def test_no_weaker_than_other_libraries(robust, norm, eps):
         return torchattacks.APGD(model, norm=norm, eps=eps, steps=50, loss=loss, seed=0)(x, y)
 
     def robust_to(attack):
-        moved = [attack(loss) for loss in ("ce", "dlr")]
-        return sum((model(moved[0]).argmax(1) == y) & (model(moved[1]).argmax(1) == y))
+        return sum(standing(model, x, y, attack(loss), norm, eps) for loss in ("ce", "dlr"))
 
     left = robust_to(ours)
-    assert 0 < left < len(x)
+    assert 0 < left < 2 * len(x)
     for attack in [adv_libs] if norm == "L1" else [adv_libs, torchattackss]:
-        assert left <= robust_to(attack) + 1
+        assert left <= robust_to(attack) + 2
