@@ -127,8 +127,8 @@ class Attack(ABC):
 
     Args:
         forward_func: the model, any callable that returns class scores [B, K] (logits or probabilities).
-        loss_func: what is climbed: ``"ce"`` (cross-entropy, default), ``"margin"``, ``"dlr"``, or a function
-            (outputs [N, ...], labels [N]) -> [N].
+        loss_func: what is climbed: ``"ce"`` (cross-entropy, default), ``"margin"``, ``"dlr"``, ``"pma"`` (the margin
+            of the probabilities), or a function (outputs [N, ...], labels [N]) -> [N].
         lower_bound, upper_bound: the box of allowed inputs; numbers, or tensors that broadcast to the inputs.
         bounds: the same as a pair, ``(0, 1)``.
         norm: ``"L0"``, ``"L1"``, ``"L2"``, ``"Linf"`` or a :class:`robustx.perturb.Norm`; None takes the first that the

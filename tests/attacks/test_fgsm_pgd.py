@@ -244,7 +244,8 @@ def test_by_name(case, name):
     by_name = make(name, model, bounds=(0, 1), norm=2, eps=0.2, steps=3)
     assert type(by_name) is PGD
     assert torch.equal(by_name(x, y), PGD(model, bounds=(0, 1), norm="L2", eps=0.2, steps=3)(x, y))
-    assert repr(by_name).startswith("PGD(Sequential, loss_func=ce, lower_bound=0, upper_bound=1, norm=L2, eps=0.2")
+    told = repr(by_name)
+    assert told.startswith("PGD(Sequential, loss_func=ce") and "norm=L2" in told and "eps=0.2" in told
 
 
 def test_budget_of_a_call_comes_before_that_of_the_attack(case):

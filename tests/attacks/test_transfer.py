@@ -307,22 +307,39 @@ def robust():
     return model, data.x[:200], data.y[:200]
 
 
-@pytest.mark.parametrize("eps", [0.05, 0.1, 0.2, 0.3])
-def test_robust_accuracy_is_at_most_that_of_peers(robust, eps):
+STRENGTH = {
+    "Linf": {
+        "torchattacks": lambda m, x, y, eps, a, n: torchattacks.PGD(m, eps, a, n, random_start=False)(x, y),
+        "adv_lib": lambda m, x, y, eps, a, n: adv_lib.attacks.pgd_linf(
+            m, x, y, eps, steps=n, random_init=False, absolute_step_size=a
+        ),
+        "foolbox": foolbox.attacks.LinfPGD,
+    },
+    "L2": {
+        "torchattacks": lambda m, x, y, eps, a, n: torchattacks.PGDL2(m, eps, a, n, random_start=False)(x, y),
+        "foolbox": foolbox.attacks.L2PGD,
+    },
+    "L1": {"foolbox": foolbox.attacks.L1PGD, "foolbox, sparse": foolbox.attacks.SparseL1DescentAttack},
+}
+
+
+@pytest.mark.parametrize(
+    "norm, eps", [*(("Linf", e) for e in (0.05, 0.1, 0.2, 0.3)), ("L2", 0.5), ("L2", 1.0), ("L1", 2.0), ("L1", 4.0)]
+)
+def test_robust_accuracy_is_at_most_that_of_peers(robust, norm, eps):
     """At equal steps of equal length, from the same start."""
     model, x, y = robust
     steps, length = 20, 2.5 * eps / 20
-    fmodel = foolbox.PyTorchModel(model, (0, 1))
-    peers = {
-        "torchattacks": torchattacks.PGD(model, eps, length, steps, random_start=False)(x, y),
-        "foolbox": foolbox.attacks.LinfPGD(abs_stepsize=length, steps=steps, random_start=False)(
-            fmodel, x, y, epsilons=eps
-        )[1],
-        "adv_lib": adv_lib.attacks.pgd_linf(
-            model, x, y, eps, steps=steps, random_init=False, absolute_step_size=length
-        ),
-    }
-    with torch.no_grad():
-        best = min(int((model(p).argmax(1) == y).sum()) for p in peers.values())
-    result = PGD(model, bounds=(0, 1), eps=eps, steps=steps, step_size=length).run(x, y)
-    assert (~result.success).sum() <= best
+    fmodel, left = foolbox.PyTorchModel(model, (0, 1)), {}
+    for name, peer in STRENGTH[norm].items():
+        if name.startswith("foolbox"):
+            attack = peer(abs_stepsize=length, steps=steps, random_start=False)
+            moved = attack(fmodel, x, y, epsilons=eps)[1]
+        else:
+            moved = peer(model, x, y, eps, length, steps)
+        with torch.no_grad():
+            left[name] = int((model(moved).argmax(1) == y).sum())
+    result = PGD(model, bounds=(0, 1), norm=norm, eps=eps, steps=steps, step_size=length).run(x, y)
+    ours = int((~result.success).sum())
+    assert all(ours <= n for n in left.values()), (ours, left)
+    assert 0 < ours < 200

@@ -103,9 +103,9 @@ def test_margin_of_probabilities_by_hand():
     out, y = logits()
     p = out.exp() / out.exp().sum(1, keepdim=True)
     expected = torch.stack([max(v for i, v in enumerate(q) if i != c) - q[c] for q, c in zip(p, y, strict=True)])
-    for given in (out, p):  # probabilities are taken as they are
-        assert_close(Leave(y, "pma").pull(given, all_rows()), expected)
-        assert_close(Reach(y, "pma").pull(given, all_rows()), -expected)
+    for scores in (out, p):  # probabilities are taken as they are
+        assert_close(Leave(y, "pma").pull(scores, all_rows()), expected)
+        assert_close(Reach(y, "pma").pull(scores, all_rows()), -expected)
 
 
 @given(st.floats(0.01, 100), st.floats(-100, 100))
