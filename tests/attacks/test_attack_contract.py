@@ -121,6 +121,16 @@ def test_examples_that_are_there_already_are_left_alone(case):
 
 
 @every
+def test_where_all_are_there_already_one_pass_is_all(case):
+    model = mlp()
+    x, y = examples(model, wrong=12)
+    counted = Counted(model, len(x))
+    result = case(counted).run(x, y, additional_forward_args=torch.arange(len(x)))
+    assert torch.equal(result.adversarial, x) and result.success.all() and not result.distance.any()
+    assert counted.calls == 1 and (counted.forwards == 1).all() and not counted.backwards.any()
+
+
+@every
 def test_no_budget_no_move(case):
     model = mlp()
     x, y = examples(model)
@@ -139,6 +149,17 @@ def test_a_larger_budget_loses_nothing(case):
     for less, more in itertools.pairwise(fallen):
         assert (less <= more).all()
     assert fallen[0].sum() < fallen[-1].sum()
+
+
+@every
+def test_a_budget_beyond_the_box(case):
+    """Everything may move as far as the box reaches, and no further; nothing overflows."""
+    model = affine(18, 3)
+    x, y = examples(model, wrong=0)
+    result = case(model, eps=1e9).run(x, y)
+    check(case, model, x, result, lambda moved: answers(model, moved) != y, eps=1e9)
+    assert result.adversarial.isfinite().all() and result.margin.isfinite().all()
+    assert result.success.any()
 
 
 # --- rows do not see one another --------------------------------------------------------------------------
@@ -457,6 +478,48 @@ def test_a_model_that_breaks_on_the_way(case):
     sound = logits.isfinite().all(1)
     assert result.adversarial.isfinite().all()
     assert result.success.tolist() == (sound & (logits.argmax(1) != y)).tolist()
+
+
+@every
+def test_single_precision_is_enough(case):
+    """What is found in float32 is what is found in float64, but for what hangs on the last digits."""
+    double = mlp(dtype=torch.float32).double()
+    single = mlp(dtype=torch.float32)
+    x, y = examples(single, dtype=torch.float32)
+    fine, rough = case(double).run(x.double(), y), case(single).run(x, y)
+    clear = (fine.margin.abs() > 1e-4) | ~fine.success
+    assert fine.success[clear].tolist() == rough.success[clear].tolist()
+    assert_close(rough.distance.double()[clear], fine.distance[clear], rtol=1e-2, atol=1e-3)
+
+
+class Frozen(nn.Module):
+    """Made for training, with a batch norm that stays as it is; gradients of the parameters are under way."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.net = nn.BatchNorm2d(2).double(), mlp()
+        nn.init.uniform_(self.norm.running_mean, -0.1, 0.1)
+        self.train()
+        self.norm.eval()
+        for p in self.parameters():
+            p.grad = torch.ones_like(p)
+
+    def forward(self, x):
+        return self.net(self.norm(x))
+
+
+@every
+def test_a_frozen_batch_norm_in_a_model_that_trains(case):
+    """Modes and gradients stay as they are, and so does what the batch norm has seen."""
+    model = Frozen()
+    x, y = examples(model)
+    modes, state = [m.training for m in model.modules()], {k: v.clone() for k, v in model.state_dict().items()}
+    result = case(model).run(x, y)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+    check(case, model, x, result, lambda moved: answers(model, moved) != y)
+    assert result.success.sum() > 2
 
 
 class Awkward(nn.Module):
