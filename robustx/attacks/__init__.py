@@ -11,6 +11,7 @@ from .carlini import CW, cw_l0, cw_l2, cw_linf
 from .compare import AttackComparator
 from .deepfool import DeepFool, SuperDeepFool
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
+from .minimal import DDN, FMN, ddn, fmn
 from .search import Bisection, MinParamPerturbation, bisect
 from .sparse import SigmaZero, sigma_zero
 from .square import Square
@@ -70,6 +71,8 @@ ATTACKS: dict[str, Named] = {
     "sigma-zero": Named(SigmaZero),
     "deepfool": Named(DeepFool),
     "superdeepfool": Named(SuperDeepFool),
+    "fmn": Named(FMN),
+    "ddn": Named(DDN),
     "bisection": Named(Bisection),
     "square": Named(Square),
 }
@@ -111,8 +114,10 @@ __all__ = [
     "ATTACKS",
     "BPDA",
     "CW",
+    "DDN",
     "EOT",
     "FGSM",
+    "FMN",
     "PGD",
     "Active",
     "Attack",
@@ -133,7 +138,9 @@ __all__ = [
     "cw_l0",
     "cw_l2",
     "cw_linf",
+    "ddn",
     "fgsm",
+    "fmn",
     "make",
     "names",
     "pgd",

@@ -16,6 +16,7 @@ QUICK |= {name: {"steps": 3, "neighbours": 2} for name in ("vmi-fgsm", "vni-fgsm
 QUICK |= {name: {"steps": 8, "random_start": True} for name in ("apgd-ce", "apgd-dlr", "apgd-t")}
 QUICK["di-fgsm"] |= {"enlarge": 1.6}
 QUICK["ti-fgsm"] |= {"kernel": 3}
+QUICK |= {"fmn": {"steps": 12}, "ddn": {"steps": 8}}
 QUICK |= {"cw": {"steps": 30, "rounds": 6}, "sigma-zero": {"steps": 12}}
 PICTURES = {"diversity": 0.5, "enlarge": 1.6, "kernel": 3}  # parts that only pictures have
 OTHERS = {"r-fgsm", "ffgsm", "bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm", "ti-fgsm", "vmi-fgsm", "vni-fgsm"}
