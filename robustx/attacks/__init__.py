@@ -10,6 +10,7 @@ from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradien
 from .carlini import CW, cw_l0, cw_l2, cw_linf
 from .compare import AttackComparator
 from .deepfool import DeepFool, SuperDeepFool
+from .fab import FAB
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .minimal import DDN, FMN, ddn, fmn
 from .search import Bisection, MinParamPerturbation, bisect
@@ -73,6 +74,8 @@ ATTACKS: dict[str, Named] = {
     "superdeepfool": Named(SuperDeepFool),
     "fmn": Named(FMN),
     "ddn": Named(DDN),
+    "fab": Named(FAB),
+    "fab-t": Named(FAB, {"targets": 9}),
     "bisection": Named(Bisection),
     "square": Named(Square),
 }
@@ -116,6 +119,7 @@ __all__ = [
     "CW",
     "DDN",
     "EOT",
+    "FAB",
     "FGSM",
     "FMN",
     "PGD",
