@@ -84,14 +84,12 @@ def _between(at: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws(View):
-    """Draws of a random transformation, see :class:`robustx.attacks.EOT`; None: of whatever the model itself draws."""
+    """Draws of a random transformation, see :class:`robustx.attacks.EOT`."""
 
-    transform: Callable[..., Any] | None = None
+    transform: Callable[..., Any]
     copies: int = 10
 
     def show(self, inputs: Tensors, which: Tensor, noise: Noise) -> Tensors:
-        if self.transform is None:
-            return inputs
         seeds = (noise.uniform(1, finest(inputs[0][:0])).squeeze(1) * 2**53).long().tolist()
         on_gpu = [inputs[0].device] if inputs[0].device.type == "cuda" else []
         shown = []
@@ -119,18 +117,26 @@ class Viewed(Probe):
     Args:
         views: for gradients only: values stay those of the query itself, from the same pass if the views are honest.
         shown: for values, too: both are means over these, which are made of the views.
+        times: likewise means over so many passes, for a model that draws by itself: maybe once for a whole batch.
         noise: where they draw from; of the examples [B].
         asked: how often each example was asked [B].
     """
 
     views: tuple[View, ...] = ()
     shown: tuple[View, ...] = ()
+    times: int = 1
     noise: Noise = field(default_factory=lambda: Noise(0, "views", []))
     asked: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     @classmethod
     def of_probe(
-        cls, f: Probe, rows: Tensor, noise: Noise, views: Sequence[View] = (), shown: Sequence[View] = ()
+        cls,
+        f: Probe,
+        rows: Tensor,
+        noise: Noise,
+        views: Sequence[View] = (),
+        shown: Sequence[View] = (),
+        times: int = 1,
     ) -> Self:
         """``f``, seen through these views; ``noise`` is that of the examples ``rows`` [n]."""
         samples = [""] * f.examples
@@ -138,15 +144,16 @@ class Viewed(Probe):
             samples[i] = sample
         same: dict[str, Any] = {p.name: getattr(f, p.name) for p in fields(f)}
         if isinstance(f, Viewed):
-            views, shown = (*views, *f.views), (*shown, *f.shown)
-        new = {"views": tuple(views), "shown": tuple(shown), "noise": replace(noise, samples=samples)}
-        other = cls(**{**same, **new, "asked": torch.zeros_like(f.everyone)})
+            views, shown, times = (*views, *f.views), (*shown, *f.shown), times * f.times
+        new = {"views": tuple(views), "shown": tuple(shown), "times": times}
+        drawn = {"noise": replace(noise, samples=samples), "asked": torch.zeros_like(f.everyone)}
+        other = cls(**{**same, **new, **drawn})
         other.__dict__.update({k: v for k, v in f.__dict__.items() if k not in {p.name for p in fields(cls)}})
         return other
 
     def values(self, n: int, query: Query) -> Iterator[tuple[slice, Tensor]]:
         count = prod(v.copies for v in self.shown)
-        if not self.shown or not n:
+        if not n or (not self.shown and self.times == 1):
             yield from super().values(n, query)
             return
         total: Tensor | None = None
@@ -158,10 +165,11 @@ class Viewed(Probe):
             return self._show(z, rows, which, self.shown), rows
 
         with self._unheard():
-            for part, value in super().values(n * count, look):
-                whose = torch.arange(part.start, part.stop, device=self.device) // count
-                total = value.new_zeros(n, *value.shape[1:]) if total is None else total
-                total.index_add_(0, whose, value / count)
+            for _ in range(self.times):
+                for part, value in super().values(n * count, look):
+                    whose = torch.arange(part.start, part.stop, device=self.device) // count
+                    total = value.new_zeros(n, *value.shape[1:]) if total is None else total
+                    total.index_add_(0, whose, value / (count * self.times))
         assert total is not None
         self._told(asked)
         self._heard(n, query, total)
@@ -186,14 +194,15 @@ class Viewed(Probe):
 
         totals: list[Tensor] = []
         with self._unheard():
-            for part, value, pull, g in super()._climbs(n * looks, look):
-                which = torch.arange(part.start, part.stop, device=self.device)
-                first = (which % looks < judged).reshape(-1, *(1,) * (value.ndim - 1))
-                value = torch.where(first, value / judged, 0)
-                part_of = value, pull / looks, _back(graph[1], graph[0], g) / looks
-                totals = totals or [t.new_zeros(n, *t.shape[1:]) for t in part_of]
-                for total, t in zip(totals, part_of, strict=True):
-                    total.index_add_(0, which // looks, t)
+            for _ in range(self.times):
+                for part, value, pull, g in super()._climbs(n * looks, look):
+                    which = torch.arange(part.start, part.stop, device=self.device)
+                    first = (which % looks < judged).reshape(-1, *(1,) * (value.ndim - 1))
+                    value = torch.where(first, value * looks / judged, 0)
+                    told = value, pull, _back(graph[1], graph[0], g)
+                    totals = totals or [t.new_zeros(n, *t.shape[1:]) for t in told]
+                    for total, t in zip(totals, told, strict=True):
+                        total.index_add_(0, which // looks, t / (looks * self.times))
         value, pull, g = totals
         honest = all(v.honest for v in self.views)
         self._told(asked)
@@ -206,17 +215,17 @@ class Viewed(Probe):
     def jacobian(self, z: Tensor, scores: Sequence[Score], rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         rows = self.everyone if rows is None else rows
         n, count = len(rows), prod(v.copies for v in self.shown)
-        if not self.shown or not n:
+        if not n or (not self.shown and self.times == 1):
             return super().jacobian(z, scores, rows)
         given = rows
         z, rows, which, whose = self._looks(slice(0, n * count), lambda part: (z[part], given[part]), count)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             seen = self._show(z, rows, which, self.shown)
-        value, g = super().jacobian(seen.detach(), scores, rows)
-        g = _back(seen, z, g)
+        asked = [super(Viewed, self).jacobian(seen.detach(), scores, rows) for _ in range(self.times)]
         self._told([rows])
-        value, g = (t.new_zeros(n, *t.shape[1:]).index_add(0, whose, t / count) for t in (value, g))
+        value, g = (torch.stack(told).mean(0) for told in zip(*asked, strict=True))
+        value, g = (t.new_zeros(n, *t.shape[1:]).index_add(0, whose, t / count) for t in (value, _back(seen, z, g)))
         return value, g
 
     def _looks(self, part: slice, query: Query, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

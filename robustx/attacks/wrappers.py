@@ -19,7 +19,7 @@ class EOT(Attack):
 
     Athalye et al. (ICML 2018), arXiv 1707.07397, section 2.1; against models that draw at random themselves, Athalye,
     Carlini, Wagner (ICML 2018), arXiv 1802.00420, section 4.2. Each question that the attack asks is asked of several
-    draws, in one batch, and answered by the mean of their margins (losses, gradients): so the best point is kept, and
+    draws and answered by the mean of their margins (losses, gradients): so the best point is kept, and
     an example counts as fooled, by the mean margin. In the result, too, ``success`` and ``margin`` are those of a mean,
     over as many fresh draws. Draws are functions of the seed, of each example's content and of how often it was asked
     before; what the model draws by itself is its own affair.
@@ -27,7 +27,8 @@ class EOT(Attack):
     Args:
         attack: one with a budget, bound to the model; its settings are those that count.
         transform: a differentiable function of the inputs of one example [1, ...] that keeps their shapes and draws
-            from torch's generators, such as a transform of torchvision; None: the model draws.
+            from torch's generators, such as a transform of torchvision; None: the model draws, and is asked anew for
+            each draw, as it may draw once for a whole batch.
         draws: how many of them answer each question.
 
     Raises:
@@ -60,6 +61,8 @@ class EOT(Attack):
 
     def _posed(self, f: Probe) -> Probe:
         noise = Noise(self.seed, type(self).__name__, identities(f.point))
+        if self.transform is None:
+            return Viewed.of_probe(f, f.everyone, noise, times=self.draws)
         return Viewed.of_probe(f, f.everyone, noise, shown=[Draws(self.transform, self.draws)])
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:

@@ -161,6 +161,27 @@ def test_models_that_draw_by_themselves(case):
     assert (~still).sum() > 6
 
 
+def test_models_that_draw_once_for_a_batch(case):
+    """Two draws in one batch would be one; here the mean of two passes is that of a fair coin and its other side."""
+    net, x, y = case
+    sides = []
+
+    def coin(t):
+        sides.append(1 - sides[-1] if sides else 0)
+        return net(t if sides[-1] else 1 - t)
+
+    f = Door.open(x).probe(coin, Leave(y, "ce"))
+    g = Viewed.of_probe(f, f.everyone, Noise(0, "EOT", identities(f.point)), times=2)
+    plain = Door.open(x).probe(net, Leave(y, "ce"))
+    (one, way), (other, back) = plain.grad(f.point), plain.grad(1 - f.point)
+    value, slope = g.grad(f.point)
+    assert_close(value, (one + other) / 2), assert_close(slope, (way - back) / 2)
+    assert_close(g.value(f.point), value)
+    values, slopes = g.jacobian(f.point, [Output(1)])
+    (one, way), (other, back) = (plain.to(of=Output(1)).grad(z) for z in (f.point, 1 - f.point))
+    assert_close(values[:, 0], (one + other) / 2), assert_close(slopes[:, 0], (way - back) / 2)
+
+
 def test_several_inputs_are_transformed_together(case):
     net, x, y = case
     shifts = []
