@@ -21,7 +21,7 @@ class Norm(ABC):
     """A norm of rows [N, D].
 
     Laws: ``project`` is the nearest point; ``steepest`` attains the dual norm where there is room; ``least`` is its
-    inverse; draws are inside.
+    inverse; ``prox`` and projections onto the dual ball add up to what they are asked (Moreau); draws are inside.
     ``unit`` is the least by which two sizes can differ (0 if there is no such thing).
     """
 
@@ -49,6 +49,14 @@ class Norm(ABC):
     @abstractmethod
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
         """The Euclidean-nearest point to ``d`` of each row's ball of ``radius`` [N], within ``room``."""
+
+    @abstractmethod
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        """The point v that makes |v - d|^2 / 2 + ``weight`` [N] size(v) least: ``d``, drawn towards zero [N, D].
+
+        Nothing is left where dual(d) <= weight. A count's weight would be in other units: there it is half the square of
+        ``weight``, so that the same holds.
+        """
 
     @abstractmethod
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -93,6 +101,18 @@ class Linf(Norm):
     def project(self, d: Tensor, radius: Tensor, room: Tensor | None = None) -> Tensor:
         return d.sign() * torch.minimum(_within(d.abs(), room), self._units(radius, d))
 
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        # all elements beyond a level are cut to it, and the weight is what that cuts off in all
+        if not d.shape[1]:
+            return d
+        units = self._units(torch.ones_like(weight), d)
+        x, u, w = finest(d.abs() / units), finest(units.expand_as(d)), finest(weight)[:, None]
+        at, order = x.sort(1, descending=True)
+        square = u.square().gather(1, order)
+        levels = ((square * at).cumsum(1) - w) / square.cumsum(1)  # if only so many elements were beyond it
+        level = levels.amax(1, keepdim=True).clamp(min=0)
+        return d.sign() * torch.minimum(x, level).mul(u).to(d.dtype)
+
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
         return (noise.uniform(low.shape[1], low) * 2 - 1) * self._units(radius, low)
 
@@ -121,6 +141,11 @@ class L2(Norm):
         cap = _within(d.abs(), room)
         filled = _fill(d.abs(), radius, cap)
         return d.sign() * torch.where((self.size(cap) <= radius)[:, None], cap, filled)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        size = self.size(d)
+        left = (size - weight).clamp(min=0) / size.clamp(min=torch.finfo(d.dtype).tiny)
+        return d * left[:, None]
 
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
         n, d = low.shape
@@ -155,6 +180,9 @@ class L1(Norm):
         level = _level(d.abs(), radius, cap)
         return d.sign() * torch.minimum((d.abs() - level[:, None]).clamp(min=0), cap)
 
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        return d.sign() * (d.abs() - weight[:, None]).clamp(min=0)
+
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
         # the gaps of sorted uniforms are a uniform point of the simplex; one more gap makes it the ball
         e = noise.exponential(low.shape[1] + 1, low)
@@ -187,6 +215,9 @@ class L0(Norm):
         cap = _within(d.abs(), room)
         nearer = cap * (2 * d.abs() - cap)  # d^2 - (d - cap)^2: how much nearer an element brings us by moving
         return torch.where(_leading(nearer, radius), d.sign() * cap, 0)
+
+    def prox(self, d: Tensor, weight: Tensor) -> Tensor:
+        return torch.where(d.abs() > weight[:, None], d, 0)
 
     def draw(self, noise: Noise, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
         n, d = low.shape

@@ -146,6 +146,48 @@ def test_what_is_left_free_may_be_tiny_beside_what_is_not():
 
 @every
 @shapes
+@dtypes
+def test_prox_is_the_best_bargain(name, n, d, dtype):
+    """No point does better, near or far; and nothing is left exactly where the dual norm is at most the weight."""
+    norm = NORMS[name]
+    z, weight, _ = batch(n, d, dtype)
+
+    def cost(v):
+        price = weight if name != "L0" else weight.square() / 2
+        return (v - z).square().sum(1) / 2 + price * norm.size(v)
+
+    p = norm.prox(z, weight)
+    assert p.shape == z.shape and p.dtype == dtype
+    others = [z, 0 * z, p * 0.99, p * 1.01, *(p + s * torch.randn_like(p) for s in (1e-2, 1e-1, 1, 10))]
+    others += [torch.where(torch.rand_like(p) < 0.5, p, v) for v in (z, 0 * z)]
+    for v in others:
+        assert (cost(p) <= cost(v) * (1 + 1e-6) + 1e-6).all()
+    rounding = 1e-5 * (1 + weight)
+    assert not p[norm.dual(z) <= weight - rounding].any() and p[norm.dual(z) > weight + rounding].any(1).all()
+    assert_close(norm.prox(z, 0 * weight), z)
+
+
+@convex
+@shapes
+def test_prox_and_the_projection_onto_the_dual_ball_add_up(name, n, d):
+    dual = NORMS[{"L1": "Linf", "L2": "L2", "Linf": "L1"}[name]]
+    z, weight, _ = batch(n, d)
+    assert_close(NORMS[name].prox(z, weight) + dual.project(z, weight), z)
+
+
+def test_prox_in_units_of_each_element():
+    """Against a search over the level at which everything is cut."""
+    units = torch.tensor([1.0, 10.0, 0.1, 2.0], dtype=torch.float64)
+    z, weight, _ = batch(16, 4)
+    level = torch.linspace(0, 40, 200_001, dtype=torch.float64)[:, None]
+    for row, w, p in zip(z * units, weight, Linf(units).prox(z * units, weight), strict=True):
+        cut = row.sign() * torch.minimum(row.abs(), level * units)
+        best = ((cut - row).square().sum(1) / 2 + w * level.squeeze(1)).argmin()
+        assert_close(p, cut[best], rtol=0, atol=3e-3)
+
+
+@every
+@shapes
 def test_outside_are_elements_of_rows_that_are_outside(name, n, d):
     """Some in each of them, and none in the others; drawn in, they are outside no more."""
     z, radius, _ = batch(n, d)
