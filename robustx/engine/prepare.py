@@ -87,23 +87,21 @@ class _Layer:
         self.spoilt |= norm is None or (self.norm is not None and not norm.same(self.norm))
         self.norm = norm
 
-    def make(self, again: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The weight and bias to use; ``again`` does the operation with others, on a few rows."""
+    def make(self, again: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        """Makes the weight and bias to use; ``again`` does the operation with others, on a few rows."""
         with torch.no_grad():
             weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
             if self.norm is not None and self.folds:
-                weight, bias = self._folded(self.norm)
-                plain, new = self.norm(again(self.weight, self.bias)), again(weight, bias)
+                folded = self._folded(self.norm)
+                plain, new = self.norm(again(weight, bias)), again(*folded)
                 # what all but vanishes in a channel that never changed leaves rounding behind
                 self.spoilt = not (new - plain).abs().max() <= 1e3 * torch.finfo(plain.dtype).eps * plain.abs().max()
-                if self.spoilt:
-                    return self.make(again, dtype)
+                weight, bias = (weight, bias) if self.spoilt else folded
             if dtype != weight.dtype:
                 weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
                 if weight.ndim == 4:
                     weight = weight.contiguous(memory_format=torch.channels_last)
         self.made = weight, bias
-        return self.made
 
     def _folded(self, norm: _Norm) -> tuple[Tensor, Tensor]:
         scale = (finest(norm.var) + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
@@ -182,9 +180,10 @@ class _Swap(TorchFunctionMode):
         own = self.dtype is None or layer is self.head  # logits keep their digits
         dtype = layer.weight.dtype if own or self.dtype is None else self.dtype
         with torch.autocast(x.device.type, enabled=False) if own else nullcontext():
-            some = x[:4].detach().to(layer.weight.dtype)
-            weight, bias = layer.made or layer.make(partial(func, some), dtype)
-            out = func(x.to(dtype), weight, bias)
+            if layer.made is None:
+                layer.make(partial(func, x[:4].detach().to(layer.weight.dtype)), dtype)
+            assert layer.made is not None
+            out = func(x.to(dtype), *layer.made)
         if layer.norm is not None and layer.folds:
             self._normed[id(out)] = out, layer.norm
         return out
