@@ -26,7 +26,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -59,6 +59,9 @@ class Task:
     y: Tensor
     eps: dict[str, float]
 
+    def first(self, count: int) -> "Task":
+        return replace(self, x=self.x[:count], y=self.y[:count])
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -68,6 +71,7 @@ class Contest:
     norm: str
     options: dict[str, Any] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
+    most: int = 128  # examples; some contestants take them one by one
 
     def ours(self, precision: str) -> Peer:
         def run(model: nn.Module, x: Tensor, y: Tensor, eps: float | None) -> Tensor:
@@ -115,16 +119,16 @@ CONTESTS = [
     Contest("fgsm", "Linf", {}, {
         "torchattacks": torchattacks(ta.FGSM, "eps"),
         "foolbox": foolbox(fb.attacks.LinfFastGradientAttack()),
-    }),
+    }, 400),
     Contest("pgd", "Linf", {"steps": 40}, {
         "torchattacks": pgd(40, 1 / 16),
         "foolbox": foolbox(fb.attacks.LinfPGD(steps=40, rel_stepsize=1 / 16, random_start=False)),
         "adv-lib": lambda m, x, y, e: al.pgd_linf(m, x, y, e, steps=40, random_init=False, relative_step_size=1 / 16),
-    }),
+    }, 400),
     Contest("pgd", "L2", {"steps": 40}, {
         "torchattacks": pgd(40, 1 / 16, "L2"),
         "foolbox": foolbox(fb.attacks.L2PGD(steps=40, rel_stepsize=1 / 16, random_start=False)),
-    }),
+    }, 400),
     Contest("apgd-ce", "Linf", {"steps": 40}, {
         "torchattacks": torchattacks(ta.APGD, "eps", steps=40),
         "adv-lib": lambda m, x, y, e: al.apgd(m, x, y, e, norm=float("inf"), n_iter=40, loss_function="ce"),
@@ -136,12 +140,12 @@ CONTESTS = [
     Contest("fab", "Linf", {"steps": 10}, {
         "torchattacks": torchattacks(ta.FAB, steps=10, eps=1e3),
         "adv-lib": lambda m, x, y, e: al.fab(m, x, y, norm=float("inf"), n_iter=10),
-    }),
+    }, 32),
     Contest("deepfool", "L2", {"steps": 50}, {
         "torchattacks": torchattacks(ta.DeepFool, steps=50),
         "foolbox": foolbox(fb.attacks.L2DeepFoolAttack(steps=50)),
         "adv-lib": lambda m, x, y, e: al.df(m, x, y, steps=50),
-    }),
+    }, 32),
     Contest("ddn", "L2", {"steps": 100}, {
         "foolbox": foolbox(fb.attacks.DDNAttack(steps=100)),
         "adv-lib": lambda m, x, y, e: al.ddn(m, x, y, steps=100, levels=None),
@@ -352,13 +356,13 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {asked.rounds} rounds")
     found = tasks(asked.models, asked.rows)
     for name, task in found.items():
-        print(f"\n{name}, {len(task.x)} examples, eps {task.eps}\n")
-        print("| attack | | strength | rows | time / bare loop | time / rival | peak MiB |")
+        print(f"\n{name}, eps {task.eps}\n")
+        print("| attack, examples | | strength | rows | time / bare loop | time / rival | peak MiB |")
         print("|---|---|---|---|---|---|---|")
         for contest in CONTESTS:
             if contest.name in asked.only and contest.name in ATTACKS:
-                for cells in contested(contest, task, asked.rounds):
-                    print(f"| {contest} |", " | ".join(cells), "|", flush=True)
+                for cells in contested(contest, task.first(contest.most), asked.rounds):
+                    print(f"| {contest}, {min(contest.most, len(task.x))} |", " | ".join(cells), "|", flush=True)
     if "curve" in asked.only:
         print("\n| five budgets of pgd | rows | rows of the largest alone | time / the largest alone |")
         print("|---|---|---|---|")
