@@ -10,6 +10,7 @@ from torch import Tensor
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from .base import Active, Found
+from .views import unheard
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +123,9 @@ class Variance(Part):
             )
             return here + (move if near.free is None else torch.where(near.free, move, 0)), a.rows[own]
 
-        for part, _, g in f.grads(len(a) * count, query):
-            mean.index_add_(0, whose(part)[0], g / count)
+        with unheard(f):
+            for part, _, g in f.grads(len(a) * count, query):
+                mean.index_add_(0, whose(part)[0], g / count)
         noise.draw += 1
         return mean
 
@@ -133,5 +135,8 @@ def steered(f: Probe, a: Climbing, parts: Sequence[Part]) -> tuple[Tensor, Tenso
     at = a.z
     for part in parts:
         at = part.ahead(a, at)
-    margin, g = f.grad(at, a.rows)
-    return (margin if at is a.z else f.value(a.z, a.rows)), g
+    if at is a.z:
+        return f.grad(at, a.rows)
+    with unheard(f):
+        _, g = f.grad(at, a.rows)
+    return f.value(a.z, a.rows), g

@@ -164,7 +164,7 @@ class Viewed(Probe):
             asked.append(rows)
             return self._show(z, rows, which, self.shown), rows
 
-        with self._unheard():
+        with unheard(self):
             for _ in range(self.times):
                 for part, value in super().values(n * count, look):
                     whose = torch.arange(part.start, part.stop, device=self.device) // count
@@ -193,7 +193,7 @@ class Viewed(Probe):
             return seen.detach(), rows
 
         totals: list[Tensor] = []
-        with self._unheard():
+        with unheard(self):
             for _ in range(self.times):
                 for part, value, pull, g in super()._climbs(n * looks, look):
                     which = torch.arange(part.start, part.stop, device=self.device)
@@ -249,16 +249,6 @@ class Viewed(Probe):
             inputs = view.show(inputs, share, noise)
         return self.packing.pack(inputs)
 
-    @contextmanager
-    def _unheard(self) -> Iterator[None]:
-        """Scores of single looks are not what the search asks for: they leave no trace in its history."""
-        assert self.meter is not None
-        kept, self.meter.asked = self.meter.asked, None
-        try:
-            yield
-        finally:
-            self.meter.asked = kept
-
     def _told(self, asked: Sequence[Tensor]) -> None:
         rows = self.owner(torch.cat(list(asked)))
         self.asked[rows] = self.asked[rows] + 1
@@ -268,6 +258,17 @@ class Viewed(Probe):
         assert self.meter is not None
         if self.meter.asked is not None:
             self._count(query(slice(0, n))[1], forward=0, scores=scores)
+
+
+@contextmanager
+def unheard(f: Probe) -> Iterator[None]:
+    """Scores of what is only looked at leave no trace in the history of a search."""
+    assert f.meter is not None
+    kept, f.meter.asked = f.meter.asked, None
+    try:
+        yield
+    finally:
+        f.meter.asked = kept
 
 
 def _back(seen: Tensor, z: Tensor, g: Tensor) -> Tensor:

@@ -290,6 +290,16 @@ def test_copies_are_one_question(case):
     assert len(calls) <= 6 + 1  # one question may be split, so that its first part can be weighed
 
 
+@pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"scales": 3}, {"diversity": 1.0}, {"neighbours": 4}])
+def test_the_history_is_that_of_the_points_themselves(case, options):
+    """Of the start and each step, and of the answer: not of copies, neighbours and what lies ahead."""
+    model, x, y = case
+    result = TransferPGD(model, bounds=(0, 1), eps=0.05, steps=4, precision=None, **options).run(x, y, history=True)
+    assert result.history.shape == (len(x), 4 + 1 + 1)
+    assert_close(result.history[:, :-1].amax(1), result.history[:, -1], rtol=0, atol=1e-9)
+    assert_close(result.history[:, 0], Leave(y).value(model(x), torch.arange(len(x))).detach(), rtol=0, atol=1e-9)
+
+
 def test_transfer_attacks_go_on_beyond_the_first_success(case):
     model, x, y = case
     go_on, stop = (
