@@ -7,14 +7,14 @@ from typing import Any
 
 from .apgd import APGD
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
-from .carlini import CW, cw_l0, cw_l2, cw_linf
+from .carlini import CW, EAD, cw_l0, cw_l2, cw_linf, ead
 from .compare import AttackComparator
 from .deepfool import DeepFool, SuperDeepFool
 from .fab import FAB
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .minimal import DDN, FMN, ddn, fmn
 from .search import Bisection, MinParamPerturbation, bisect
-from .sparse import SigmaZero, sigma_zero
+from .sparse import JSMA, VFGA, SigmaZero, jsma, sigma_zero, vfga
 from .square import Square
 from .wrappers import BPDA, EOT
 
@@ -69,7 +69,10 @@ ATTACKS: dict[str, Named] = {
     "vmi-fgsm": Named(TransferPGD, {"neighbours": 20}),
     "vni-fgsm": Named(TransferPGD, {"neighbours": 20, "nesterov": True}),
     "cw": Named(CW),
+    "ead": Named(EAD),
     "sigma-zero": Named(SigmaZero),
+    "vfga": Named(VFGA),
+    "jsma": Named(JSMA),
     "deepfool": Named(DeepFool),
     "superdeepfool": Named(SuperDeepFool),
     "fmn": Named(FMN),
@@ -118,11 +121,14 @@ __all__ = [
     "BPDA",
     "CW",
     "DDN",
+    "EAD",
     "EOT",
     "FAB",
     "FGSM",
     "FMN",
+    "JSMA",
     "PGD",
+    "VFGA",
     "Active",
     "Attack",
     "AttackComparator",
@@ -143,10 +149,13 @@ __all__ = [
     "cw_l2",
     "cw_linf",
     "ddn",
+    "ead",
     "fgsm",
     "fmn",
+    "jsma",
     "make",
     "names",
     "pgd",
     "sigma_zero",
+    "vfga",
 ]

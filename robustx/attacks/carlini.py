@@ -22,6 +22,7 @@ from .sparse import fewer, ranks
 HAIR = 1e-4  # of half the box: how far inside its walls a search starts, where a wave is not flat
 PACE = 60.0  # the first steps of a round, each so many shares over their number: see _Sought
 CLOSE = 1e-4  # what is gained less than that is not worth another round
+SHRINK = 0.03  # the first step of a round of shrinking; 0.5 would reach the least of the squares at once
 MORE = 10.0  # how much more the goal weighs after a round that did not reach it
 
 
@@ -113,12 +114,10 @@ def cw_l2(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> Fo
         if not len(a):
             break
         found = weigh(f, a.region, a.rows, a.z, a.trial, PACE / steps * a.share, lambda d: 2 * d, steps)
-        before, fell = best.at(a.index), found.success
+        before = best.at(a.index)
         best = best.put(a.index, before.smaller(found))
-        low, high = torch.where(fell, a.low, a.trial), torch.where(fell, a.trial, a.high)
-        trial = torch.where(high.isinf(), MORE * a.trial, (low + high) / 2)
-        share = torch.where(fell, found.size / math.sqrt(a.z.shape[1]), 2 * a.share)
-        a = a.to(trial=trial, low=low, high=high, share=share).at(~fell | (found.size < (1 - CLOSE) * before.size))
+        a = a.to(share=torch.where(found.success, found.size / math.sqrt(a.z.shape[1]), 2 * a.share))
+        a = _weighed(a, before, found)
     return best
 
 
@@ -168,6 +167,56 @@ def cw_l0(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> Fo
         counted = ranks(f, home, a.rows, a.z) < a.trial[:, None]
         a = a.to(region=home.to(norm=L2(), free=counted if home.free is None else counted & home.free))
     return best
+
+
+def ead(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int, beta: float, elastic: bool) -> Found:
+    """Chen et al. (AAAI 2018), algorithm 1: distance is beta L1 + L2 squared, and the goal's weight is bisected.
+
+    ``beta`` is in units of how far the goal would be in L1, if it were affine. The smallest success is that of least
+    L1, or, if ``elastic``, of least distance.
+    """
+    best, a = _begin(f, region, rows)
+    far = a.share * region.centre.shape[1]
+    a = a.to(trial=2 * (beta + 2) * far * a.c, share=beta * far)
+    for _ in range(rounds):
+        if not len(a):
+            break
+        found = shrinking(f, a.region, a.rows, a.trial, a.share, steps, elastic)
+        before = best.at(a.index)
+        best = best.put(a.index, before.smaller(found))
+        a = _weighed(a, before, found)
+    return Found(best.z, best.margin, region.size(best.z))
+
+
+def shrinking(
+    f: Probe, region: Region, rows: Tensor, c: Tensor, beta: Tensor, steps: int, elastic: bool = False
+) -> Found:
+    """The smallest success on the way of FISTA down beta L1 + L2 squared + c max(-margin, 0).
+
+    Beck, Teboulle (SIAM J. Imaging Sci. 2009), section 4, with fading steps. Points with momentum are the ones that are
+    looked at, so that a step is one pass.
+    """
+    before = z = region.centre
+    best = Found.nothing(z)
+    for step in range(steps):
+        margin, g = f.grad(z, rows)
+        d = z - region.centre
+        size = beta * d.abs().sum(1) + d.square().sum(1) if elastic else region.size(z)
+        best = best.smaller(Found(z, margin, size))
+        rate = SHRINK * fading(step, steps)
+        d = d - rate * (2 * d - torch.where(margin > 0, 0, c)[:, None] * g)
+        d = d if region.free is None else torch.where(region.free, d, 0)
+        now = region.clip(region.centre + d.sign() * (d.abs() - rate * beta[:, None]).clamp(min=0))
+        before, z = now, region.clip(now + step / (step + 3) * (now - before))
+    return best
+
+
+def _weighed(a: _Sought, before: Found, found: Found) -> _Sought:
+    """After a round: what weight is to be tried next, without the rows that came no nearer by less of it."""
+    fell = found.success
+    low, high = torch.where(fell, a.low, a.trial), torch.where(fell, a.trial, a.high)
+    trial = torch.where(high.isinf(), MORE * a.trial, torch.where(low > 0, (low * high).sqrt(), high / 2))
+    return a.to(trial=trial, low=low, high=high).at(~fell | (found.size < (1 - CLOSE) * before.size))
 
 
 def _less(a: _Sought, best: Found, share: float) -> _Sought:
@@ -238,3 +287,57 @@ class CW(Attack):
         assert isinstance(f.of, Goal)
         f = f.to(of=f.of.firm(self.confidence))
         return assured(f, region, rows, noise, LOOPS[str(self.norm)](f, region, rows, self.steps, self.rounds))
+
+
+class EAD(Attack):
+    """Elastic-net attack: the nearest point in L1, by shrinking steps.
+
+    Chen et al. (AAAI 2018), arXiv 1709.04114. Weights come from the first gradient, row by row, as in :class:`CW`.
+    Arguments as for :class:`Attack`; ``loss_func`` is the margin unless another is given.
+
+    Args:
+        steps: gradient steps per round.
+        rounds: at most so many weights of the goal are tried.
+        beta: how much L1 weighs beside the square of L2, in units of how far the first gradient says the goal is.
+        rule: what the smallest success has least of: ``"L1"``, or ``"EN"``, beta L1 + L2 squared.
+        confidence: the least margin that counts as a success.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> _ = model.load_state_dict({"weight": torch.tensor([[2.0, 0.0], [0.0, 1.0]]), "bias": torch.zeros(2)})
+    >>> result = EAD(model, bounds=(0, 1)).run(torch.tensor([[0.5, 0.4]]), torch.tensor([0]))
+    >>> round(float(result.distance), 2)  # 0.6 / 2
+    0.3
+    """
+
+    minimal = True
+    norms = ("L1",)
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        loss_func: str | Loss | None = None,
+        lower_bound: float | Tensor = -torch.inf,
+        upper_bound: float | Tensor = torch.inf,
+        *,
+        steps: int = 100,
+        rounds: int = 9,
+        beta: float = 3.0,
+        rule: str = "L1",
+        confidence: float = 0.0,
+        **options: Any,
+    ) -> None:
+        loss_func = "margin" if loss_func is None else loss_func
+        super().__init__(forward_func, loss_func, lower_bound, upper_bound, **options)
+        if rule not in ("L1", "EN"):
+            raise ValueError(f"rule must be 'L1' or 'EN', got {rule!r}")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta must be a number of at least 0, got {beta!r}")
+        self.steps, self.rounds = whole("steps", steps, 1), whole("rounds", rounds, 1)
+        self.beta, self.rule, self.confidence = beta, rule, confidence
+
+    def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        assert isinstance(f.of, Goal)
+        f = f.to(of=f.of.firm(self.confidence))
+        found = ead(f, region, rows, self.steps, self.rounds, self.beta, self.rule == "EN")
+        return assured(f, region, rows, noise, found)

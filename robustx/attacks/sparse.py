@@ -10,10 +10,11 @@ from torch import Tensor
 from ..engine.checks import whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
-from ..perturb.goals import Loss
+from ..perturb.goals import Leave, Loss
 from ..perturb.region import Region
 from .adam import Adaptive, fading
-from .base import Attack, Found, warn_if_flat
+from .base import Active, Attack, Found, warn_if_flat
+from .gradient import rivals
 from .search import assured
 
 
@@ -139,3 +140,169 @@ class SigmaZero(Attack):
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
         found = sigma_zero(f, region, rows, self.steps, self.sigma, self.threshold)
         return fewer(f, region, rows, assured(f, region, rows, noise, found))
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawing(Active):
+    """Rows that change one element after the other, by draws of their own."""
+
+    noise: Noise
+
+
+def vfga(f: Probe, region: Region, rows: Tensor, noise: Noise, draws: int) -> Found:
+    """Changes one element at a time: the best of ``draws`` random moves up of one element, and as many down of another.
+
+    Hajri et al. (arXiv 2011.12423), algorithm 2. The two are those whose moves to the walls of the box would gain most;
+    moves are folded normal draws, in units of the room. Rows leave once they reach the goal, or may change no more.
+    """
+    best, inf = Found.nothing(region.centre), torch.inf
+    a = _Drawing.of(rows, region, None, noise)
+    for step in range(region.centre.shape[1]):
+        margin, g = f.grad(a.z, a.rows)
+        if not step:
+            warn_if_flat(margin, g)
+        still = a.z == a.region.centre
+        going = ~(margin > 0) & ((~still).sum(1) < a.region.radius) & a.region.usable(a.z, g).any(1)
+        a, g, still = a.at(going), g[going], still[going]
+        if not len(a):
+            break
+        up, down = (a.region.room(a.z, way * torch.ones_like(g)) for way in (1, -1))
+        ups = torch.where(still & (up > 0), g * up, -inf).argmax(1, keepdim=True)
+        downs = torch.where(still & (down > 0), -g * down, -inf).argmax(1, keepdim=True)
+        share = a.noise.normal(2 * draws, g).abs().clamp(max=1)
+        element = torch.cat([ups.expand(-1, draws), downs.expand(-1, draws)], 1)
+        room = torch.cat([up.gather(1, ups).expand(-1, draws), -down.gather(1, downs).expand(-1, draws)], 1)
+        place = a.z.gather(1, element) + share * room
+
+        def moved(
+            part: slice, a: _Drawing = a, element: Tensor = element, place: Tensor = place
+        ) -> tuple[Tensor, Tensor]:
+            of = torch.arange(part.start, part.stop, device=a.rows.device) // (2 * draws)
+            z = a.z[of].scatter(1, element.reshape(-1, 1)[part], place.reshape(-1, 1)[part])
+            return a.region.at(of).clip(z), a.rows[of]
+
+        margins = torch.cat([v for _, v in f.values(place.numel(), moved)]).reshape(place.shape)
+        margin, chosen = margins.nan_to_num(-inf, inf, -inf).max(1, keepdim=True)
+        z = a.region.clip(a.z.scatter(1, element.gather(1, chosen), place.gather(1, chosen)))
+        a = a.to(z=z)
+        best = best.put(a.index, best.at(a.index).smaller(Found(z, margin.squeeze(1), a.region.size(z))))
+    return best
+
+
+class VFGA(Attack):
+    """Voting folded Gaussian attack: one element after the other, by the best of random moves.
+
+    Hajri et al., arXiv 2011.12423. What it found gives back the elements that it can spare. Arguments as for
+    :class:`Attack`; ``loss_func`` is the margin unless another is given.
+
+    Args:
+        draws: random moves that are tried for each of the two elements of a step.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.2]])
+    >>> _ = model.load_state_dict({"weight": weight, "bias": torch.zeros(2)})
+    >>> VFGA(model, bounds=(0, 1)).run(torch.tensor([[0.8, 0.2, 0.5]]), torch.tensor([0])).distance.item()
+    1.0
+    """
+
+    minimal = True
+    norms = ("L0",)
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        loss_func: str | Loss | None = None,
+        lower_bound: float | Tensor = -torch.inf,
+        upper_bound: float | Tensor = torch.inf,
+        *,
+        draws: int = 10,
+        **options: Any,
+    ) -> None:
+        loss_func = "margin" if loss_func is None else loss_func
+        super().__init__(forward_func, loss_func, lower_bound, upper_bound, **options)
+        self.draws = whole("draws", draws, 1)
+
+    def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        return fewer(f, region, rows, vfga(f, region, rows, noise, self.draws))
+
+
+def jsma(f: Probe, region: Region, rows: Tensor, theta: float) -> Found:
+    """Moves the two elements that gain most by ``theta`` of the box, again and again.
+
+    Papernot et al. (EuroS&P 2016), algorithm 3. Of probabilities, what a pair gives to the target it takes from all
+    others together, so that the most salient pair are the two with the largest gradients: there is no need to try all
+    pairs. Here what counts is the gain within the box, of whatever is climbed; an element goes on in the direction of
+    its first move, up or down, and is out at the wall.
+    """
+    best, a = Found.nothing(region.centre), Active.of(rows, region)
+    first = True
+    while True:
+        margin, g = f.grad(a.z, a.rows)
+        if first:
+            warn_if_flat(margin, g)
+        first, size = False, a.region.size(a.z)
+        best = best.put(a.index, best.at(a.index).smaller(Found(a.z, margin, size)))
+        g = a.region.usable(a.z, torch.where(g * (a.z - a.region.centre) >= 0, g, 0))
+        going = ~(margin > 0) & (size < a.region.radius) & g.any(1)
+        a, g = a.at(going), g[going]
+        if not len(a):
+            return best
+        width = a.region.room(a.region.low, torch.ones_like(g))
+        length = torch.minimum(theta * width, a.region.room(a.z, g))
+        pair = (g.abs() * length).topk(min(2, g.shape[1]), dim=1).indices
+        move = torch.zeros_like(g).scatter(1, pair, (g.sign() * length).gather(1, pair))
+        a = a.to(z=a.region.clip(a.z + move))
+
+
+class JSMA(Attack):
+    """Jacobian-based saliency map attack: the most salient pair of elements, again and again.
+
+    Papernot et al. (EuroS&P 2016), arXiv 1511.07528. Untargeted, each of the likeliest other classes is a target in
+    turn, and the point that cost least is kept; a target is given up once it costs as much. What was found gives
+    back the elements that it can spare. Arguments as for :class:`Attack`; ``loss_func`` is the margin unless another is
+    given (``"ce"`` is the paper's).
+
+    Args:
+        theta: how far an element moves at a time, as a share of the box.
+        targets: at most so many other classes, if untargeted.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.2]])
+    >>> _ = model.load_state_dict({"weight": weight, "bias": torch.zeros(2)})
+    >>> JSMA(model, bounds=(0, 1)).run(torch.tensor([[0.8, 0.2, 0.5]]), torch.tensor([0])).distance.item()
+    1.0
+    """
+
+    minimal = True
+    norms = ("L0",)
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        loss_func: str | Loss | None = None,
+        lower_bound: float | Tensor = -torch.inf,
+        upper_bound: float | Tensor = torch.inf,
+        *,
+        theta: float = 1.0,
+        targets: int = 9,
+        **options: Any,
+    ) -> None:
+        loss_func = "margin" if loss_func is None else loss_func
+        super().__init__(forward_func, loss_func, lower_bound, upper_bound, **options)
+        if not 0 < theta <= 1:
+            raise ValueError(f"theta must be a share of the box, above 0 and at most 1, got {theta!r}")
+        self.theta, self.targets = theta, whole("targets", targets, 1)
+
+    def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        best = Found.nothing(region.centre)
+        for g in rivals(f, rows, self.targets) if isinstance(f.of, Leave) else [f]:
+            most = torch.minimum(region.radius, best.size - 1)  # pairs may be one over, and give it back
+            left = (most > 0).nonzero().squeeze(1)
+            if not len(left):
+                break
+            near = region.at(left).to(radius=most[left])
+            found = fewer(f, near, rows[left], jsma(g, near, rows[left], self.theta))
+            best = best.put(left, best.at(left).smaller(found))
+        return best
