@@ -54,8 +54,8 @@ class Norm(ABC):
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
         """The point v that makes |v - d|^2 / 2 + ``weight`` [N] size(v) least: ``d``, drawn towards zero [N, D].
 
-        Nothing is left where dual(d) <= weight. A count's weight would be in other units: there it is half the square of
-        ``weight``, so that the same holds.
+        Nothing is left where dual(d) <= weight. A count's weight would be in other units: there it is half the square
+        of ``weight``, so that the same holds.
         """
 
     @abstractmethod
