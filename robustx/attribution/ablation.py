@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ def feature_ablation(players: Coalitions, what: str = "", show: bool = False) ->
     Zeiler, Fergus (ECCV 2014), section 4.2. [1, ..., F] if the model answers for the whole batch.
     """
     n = players.features.count
-    answers = players.ask(n, alone(n), what, show)
+    first, *further = players.groups
+    answers = players.ask(n, alone(n), what, show, first)
     falls = players.all_there[..., None].repeat_interleave(n, -1)
-    for a in answers:
+    for a in chain(answers, chain.from_iterable(players.ask(n, alone(n), what, show, rows) for rows in further)):
         falls[a.rows, ..., a.sets] -= a.values
     return falls
 
@@ -144,7 +146,7 @@ class FeatureAblation(PerturbationAttribution):
         """
         _unused(kwargs)
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
-        players = Coalitions(f, features_of(feature_mask, f.inputs, door.names), through(baselines))
+        players = Coalitions(f.patched(), features_of(feature_mask, f.inputs, door.names), through(baselines))
         return door.out(players.maps(feature_ablation(players, self._title, show_progress)))
 
     def attribute_future(self, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -193,7 +195,7 @@ class Occlusion(PerturbationAttribution):
         """
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         windows = Windows.over(f.inputs, sliding_window_shapes, 1 if strides is None else strides, door.names)
-        players = Coalitions(f, windows, through(baselines))
+        players = Coalitions(f.patched(), windows, through(baselines))
         return door.out(players.maps(feature_ablation(players, self._title, show_progress)))
 
 

@@ -1,6 +1,6 @@
 """Coalitions: what the score is when some features are there and the others have given way."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engine.packing import Packing, Tensors
+from ..engine.patches import Patches
 from ..engine.probe import Probe
 from ..engine.progress import progress
 from ..engine.randomness import identities
@@ -81,6 +82,11 @@ class Coalitions:
         """B; 1 if the model answers for the whole batch."""
         return 1 if self.whole else self.f.examples
 
+    @property
+    def groups(self) -> Sequence[Tensor | None]:
+        """Examples that are best asked about together, one group after the other; None are all."""
+        return self.f.model.groups if isinstance(self.f.model, Patches) else [None]
+
     def ask(
         self, count: int, absent: Absent, what: str = "", show: bool = False, rows: Tensor | None = None
     ) -> Iterable[Answers]:
@@ -110,6 +116,8 @@ class Coalitions:
         g = self.gates
         asked = g.everyone if rows is None else rows
         n = count * len(asked)
+        if isinstance(self.f.model, Patches):  # which looks at the examples before anything else
+            _ = self._begin
         first = 0 if not n or isinstance(self.f.of, Everything) or "_begin" in self.__dict__ else g.examples
         begin: list[Tensor] = []  # the first queries are the examples as they are
         out: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}  # of the batches that are under way

@@ -78,9 +78,13 @@ class Pace:
         rows = min(self._first(n, size), self.limit or n)
         return [slice(i, min(i + rows, n)) for i in range(0, n, max(rows, 1))]
 
+    def room(self, device: torch.device) -> int:
+        """The budget in bytes."""
+        return self.budget or _budget(device)
+
     def most(self, device: torch.device, size: int) -> int:
         """How many times so many bytes fit the budget, once at least."""
-        return max(1, (self.budget or _budget(device)) // max(size, 1))
+        return max(1, self.room(device) // max(size, 1))
 
     @staticmethod
     def _first(n: int, size: int) -> int:
@@ -151,5 +155,6 @@ class _Scales(TorchDispatchMode):
         if not getattr(func, "is_view", False):
             for t in out if isinstance(out, tuple | list) else (out,):
                 if isinstance(t, Tensor) and all(t is not a for a in args):  # else it was written in place
+                    t = getattr(t, "part", t)  # of maps that are held in part
                     self.bytes += t.numel() * t.element_size()
         return out

@@ -16,6 +16,7 @@ from .guard import Shared, modules_of, ordinary
 from .later import Later, in_turn
 from .memory import PASSING, Pace, out_of_memory
 from .packing import Packing, Tensors, flat
+from .patches import WIDE, Patches
 from .rules import Rules
 from .scores import Everything, Output, OutputError, Score
 from .sites import Call, Input, Seen, Site
@@ -221,6 +222,18 @@ class Probe:
     def owner(self, rows: Tensor) -> Tensor:
         """The examples that queries belong to."""
         return rows if self.whose is None else self.whose[rows]
+
+    def patched(self) -> Self:
+        """The same probe, of a model that is asked about the examples with a small part of each changed.
+
+        Where it is convolutional and pictures are large, it then computes only what a change reaches; see
+        :class:`robustx.engine.patches.Patches`.
+        """
+        x, plain = self.inputs[0], self.names is None and not self.args and not self.kwargs and self.of.tap is None
+        picture = len(self.inputs) == 1 and x.ndim == 4 and x.is_floating_point() and x.device.type == "cpu"
+        if not plain or not picture or prod(x.shape[2:]) < WIDE or isinstance(self.model, Later):
+            return self
+        return self.to(model=Patches(self.model, x, self.pace.room(x.device)))
 
     def value(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Scores [N] (or what the score makes of each row)."""
@@ -526,13 +539,14 @@ class Probe:
             return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == self.examples else v
 
         args, kwargs = [follow(v) for v in self.args], {k: follow(v) for k, v in self.kwargs.items()}
+        model = self.model.of(rows) if isinstance(self.model, Patches) else self.model
 
         def call(inputs: Tensors) -> Any:
             try:
                 with self._recurrent():
                     if self.names is None:
-                        return self.model(*inputs, *args, **kwargs)
-                    return self.model(*args, **dict(zip(self.names, inputs, strict=True)), **kwargs)
+                        return model(*inputs, *args, **kwargs)
+                    return model(*args, **dict(zip(self.names, inputs, strict=True)), **kwargs)
             except RuntimeError as e:
                 if out_of_memory(e) or isinstance(e, ModelError):
                     raise
