@@ -54,7 +54,8 @@ def pgd(
         if step < steps and bool(still.any()):  # a view, or momentum, may have a gradient in a later step only
             still[a.index] &= flat(margin, g)
         better = margin > a.best.margin
-        a = a.to(best=a.best.where(better, Found(a.z, margin, a.best.size)))
+        now = Found(a.z, margin.to(a.best.margin), a.best.size)
+        a = a.to(best=now if bool(better.all()) else a.best.where(better, now))
         gone = better & (margin > 0)
         if stop and bool(gone.any()):
             found = found.put(a.index[gone], a.best.at(gone))
@@ -179,11 +180,11 @@ class PGD(Perturbation):
         self.restarts, self.random_start, self.random_step = restarts, random_start, random_step
         self.targets, self.early_stop = targets, early_stop
 
-    def parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[Part, ...]:
         """What steers the steps."""
         return (Momentum(self.momentum),) if self.momentum else ()
 
-    def views(self) -> tuple[View, ...]:
+    def _views(self) -> tuple[View, ...]:
         """What the gradients are taken of, besides the point itself."""
         return ()
 
@@ -208,14 +209,14 @@ class PGD(Perturbation):
                     self.length(f, near, rows[left]),
                     None if start is None else start[left],
                     self.early_stop,
-                    self.parts(),
+                    self._parts(),
                     draws.at(left),
                 )
                 best = best.put(left, best.at(left).stronger(found))
         return best
 
     def _seen(self, f: Probe, rows: Tensor, noise: Noise) -> Probe:
-        return Viewed.of_probe(f, rows, noise, self.views()) if self.views() else f
+        return Viewed.of_probe(f, rows, noise, self._views()) if self._views() else f
 
     def start(self, region: Region, noise: Noise) -> Tensor:
         """Random points to start from."""
@@ -253,7 +254,7 @@ class PGD(Perturbation):
         def search(f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
             start = self.start(region, noise) if random_start else None
             length = per_row(step_size, f, "step_size")
-            return pgd(self._seen(f, rows, noise), region, rows, step_num, length, start, False, self.parts(), noise)
+            return pgd(self._seen(f, rows, noise), region, rows, step_num, length, start, False, self._parts(), noise)
 
         same = copy(self)
         same.norm = self.norm if norm is None else norm_of(norm)
@@ -316,12 +317,12 @@ class TransferPGD(PGD):
         self.nesterov, self.scales, self.diversity, self.enlarge = nesterov, scales, diversity, enlarge
         self.kernel, self.neighbours, self.spread = kernel, neighbours, spread
 
-    def parts(self) -> tuple[Part, ...]:
+    def _parts(self) -> tuple[Part, ...]:
         tuned = (Variance(self.neighbours, self.spread),) if self.neighbours else ()
         blurred = (Translation(self.kernel),) if self.kernel > 1 else ()
         return (*tuned, *blurred, Momentum(self.momentum, self.nesterov))
 
-    def views(self) -> tuple[View, ...]:
+    def _views(self) -> tuple[View, ...]:
         scaled = (Scales(self.scales),) if self.scales > 1 else ()
         return (*scaled, Diversity(self.diversity, self.enlarge)) if self.diversity else scaled
 
