@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .apgd import APGD
+from .auto import AutoAttack
 from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
 from .carlini import CW, EAD, cw_l0, cw_l2, cw_linf, ead
 from .compare import AttackComparator
@@ -81,6 +82,7 @@ ATTACKS: dict[str, Named] = {
     "fab-t": Named(FAB, {"targets": 9}),
     "bisection": Named(Bisection),
     "square": Named(Square),
+    "autoattack": Named(AutoAttack, {"verbose": False}),
 }
 
 
@@ -133,6 +135,7 @@ __all__ = [
     "Attack",
     "AttackComparator",
     "AttackResult",
+    "AutoAttack",
     "Bisection",
     "DeepFool",
     "Found",

@@ -11,6 +11,7 @@ from robustx.perturb import NORMS
 BUDGET = {"L0": 1.0, "L1": 0.3, "L2": 0.14, "Linf": 0.04}  # about half of the examples below fall
 QUICK = {"pgd": {"steps": 8}, "bisection": {"steps": 5, "rounds": 4}}  # an attack that is not here runs as it is
 QUICK["square"] = {"steps": 40}
+QUICK["autoattack"] = {"steps": 2, "flags": False}  # what it flags has tests of its own
 QUICK |= {name: {"steps": 3} for name in ("bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm", "ti-fgsm")}
 QUICK |= {name: {"steps": 3, "neighbours": 2} for name in ("vmi-fgsm", "vni-fgsm")}
 QUICK |= {name: {"steps": 8, "random_start": True} for name in ("apgd-ce", "apgd-dlr", "apgd-t")}
@@ -56,13 +57,17 @@ class Case:
 
     @property
     def starts_at_random(self):
-        return self.by_values or self.all_options.get("random_start", False)
+        return self.has_square or self.all_options.get("random_start", False)
 
     @property
     def pictures_only(self):
         """Whether it knows what lies beside what: then inputs must be pictures, in one way only."""
         parts = self.all_options
-        return self.name == "square" or parts.get("diversity", 0) > 0 or parts.get("kernel", 1) > 1
+        return self.has_square or parts.get("diversity", 0) > 0 or parts.get("kernel", 1) > 1
+
+    @property
+    def has_square(self):
+        return self.name in ("square", "autoattack")
 
     @property
     def by_values(self):
