@@ -106,7 +106,7 @@ class Squares(Moves):
         square = inside(canvas.windows(sides, u[:, :2]), sides) * signs(u[:, 2:])[:, :, None, None]
         tried = self.painted(region, z, square)
         idle = region.norm.size(tried - z) <= 1e-3 * region.radius  # a square of this colour already is turned over
-        return torch.where(idle[:, None], self.painted(region, z, -square), tried)
+        return torch.where(idle[:, None], self.painted(region, z, -square), tried) if bool(idle.any()) else tried
 
     def painted(self, region: Region, z: Tensor, colours: Tensor) -> Tensor:
         """As far towards the colours' signs as the region reaches."""
