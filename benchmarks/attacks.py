@@ -88,7 +88,7 @@ class Contest:
         return ", ".join([self.name, self.norm, *(f"{k}={v}" for k, v in self.options.items() if k in TOLD)])
 
 
-TOLD = ("steps", "queries", "binary_steps")
+TOLD = ("steps", "rounds")
 
 
 def foolbox(attack: Any) -> Peer:
@@ -158,11 +158,11 @@ CONTESTS = [
         "foolbox": foolbox(fb.attacks.LInfFMNAttack(steps=100)),
         "adv-lib": lambda m, x, y, e: al.fmn(m, x, y, norm=float("inf"), steps=100, α_init=10.0),
     }),
-    Contest("cw", "L2", {"steps": 100, "binary_steps": 5}, {
+    Contest("cw", "L2", {"steps": 100, "rounds": 5}, {
         "foolbox": foolbox(fb.attacks.L2CarliniWagnerAttack(5, 100)),
         "adv-lib": lambda m, x, y, e: al.carlini_wagner_l2(m, x, y, binary_search_steps=5, max_iterations=100),
     }),
-    Contest("square", "Linf", {"queries": 500}, {
+    Contest("square", "Linf", {"steps": 500}, {
         "torchattacks": torchattacks(ta.Square, "eps", n_queries=500),
     }),
 ]  # fmt: skip
