@@ -133,7 +133,7 @@ def test_a_step_or_two(case, steps):
     assert (size(case.norm, result.adversarial - x) <= BUDGET[case.norm] * (1 + 1e-9)).all()
 
 
-@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "square"])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"])
 def test_published_numbers_of_steps(name):
     """torchattacks' AutoAttack takes ten where a hundred were published: its figures are no figures of AutoAttack's."""
     assert make(name, mlp()).steps == {"square": 5000}.get(name, 100)
