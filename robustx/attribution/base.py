@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..engine.guard import guarded, modules_of
 from ..engine.later import Later
+from ..engine.layout import channels_last
 from ..engine.packing import Tensors, row_sums
 from ..engine.probe import Door, Probe
 from ..engine.scores import Everything, Neuron, Output, Part, Score
@@ -178,7 +179,7 @@ class PerturbationAttribution(Attribution):
         door, f = super()._bind(inputs, target, args, kwargs, limit, at)
         if limit is not None:
             f.pace.limit = limit * max(f.examples, 1)
-        return door, f
+        return door, f if isinstance(f.model, Later) else f.to(model=channels_last(f.model))
 
     def _score(self, target: Any) -> Score:
         """Without a target the whole output; and a target may leave several numbers."""
