@@ -185,7 +185,8 @@ def kernel_shap(players: Coalitions, sets: Tensor, weights: Tensor | None = None
         sets: who is there [B or 1, S, F]; neither all nor none of them.
         weights: of the sets [S]; None: equal ones, for sets drawn by the Shapley kernel.
     """
-    n, asked = players.features.count, nn.functional.pad(sets, (0, 0, 1, 0))  # first, with nobody there
+    few, place = distinct(sets)
+    n, asked = players.features.count, nn.functional.pad(few, (0, 0, 1, 0))  # first, with nobody there
     answers = players.ask(asked.shape[1], lambda k, rows: ~asked[rows % len(asked), k], "Kernel Shap attribution", show)
     values = [flat(players.all_there)[:0]]
     for a in answers:
@@ -198,10 +199,25 @@ def kernel_shap(players: Coalitions, sets: Tensor, weights: Tensor | None = None
         rise = (everybody - nobody)[i : i + many]
         there = finest((sets if len(sets) == 1 else sets[i : i + many]).float())
         size = there.mean(2, keepdim=True)
-        left = (y[:, 1:] - nobody)[i : i + many] - size * rise
+        among = (place if len(place) == 1 else place[i : i + many]).expand(len(rise), -1)
+        left = y[i : i + many, 1:].take_along_dim(among[..., None], 1) - nobody[i : i + many] - size * rise
         found.append(rise / n + least_squares(root * (there - size), root * left))
     shares = torch.cat(found).mT if found else y.new_zeros(0, y.shape[2], n)
     return _like_scores(players, shares)
+
+
+def distinct(sets: Tensor) -> tuple[Tensor, Tensor]:
+    """Each example's sets once [B, M, F], for sets [B, S, F], and where each of them stands there [B, S].
+
+    M are the most of one example; others have some of theirs again.
+    """
+    if not len(sets):
+        return sets, torch.zeros(sets.shape[:2], dtype=torch.long, device=sets.device)
+    marked = nn.functional.pad(sets, (0, 1))  # sets of no features can be told apart, too
+    found, place = zip(*(of.unique(dim=0, return_inverse=True) for of in marked), strict=True)
+    most = max(map(len, found))
+    filled = [of[torch.arange(most, device=of.device) % max(len(of), 1), :-1] for of in found]
+    return torch.stack(filled), torch.stack(place)
 
 
 def all_sets(n: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ METHODS = [
     (FeatureAblation, {}, 5),
     (Occlusion, {"sliding_window_shapes": 2}, 4),
     (ShapleyValueSampling, {"n_samples": 2}, 9),
-    (KernelShap, {"n_samples": 9}, 8),
+    (KernelShap, {"n_samples": 32}, 31),
     (Lime, {"n_samples": 9}, 9),
 ]
 

@@ -25,7 +25,7 @@ from robustx.attribution import (
     kernel_shap,
 )
 from robustx.attribution.coalitions import Coalitions
-from robustx.attribution.surrogate import all_sets
+from robustx.attribution.surrogate import all_sets, distinct
 from robustx.engine import Each, Layer, Output, Probe, TargetError
 from robustx.perturb import Windows, by, columns, here
 
@@ -597,3 +597,21 @@ def test_mistakes_of_lime_base(model):
     twice = LimeBase(model, SkLearnRidge(), closeness, lambda x: x.repeat(2, 1), False, None, difference)
     with pytest.raises(ValueError, match=r"as many examples, got shapes \[\(2, 5\)\] for \[\(1, 5\)\]"):
         twice.attribute(x[:1], target=1)
+
+
+@pytest.mark.parametrize("b, s, n", [(1, 30, 3), (3, 25, 4), (2, 1, 2), (2, 0, 3), (0, 4, 3), (2, 5, 0)])
+def test_distinct_sets(b, s, n):
+    torch.manual_seed(0)
+    sets = torch.rand(b, s, n) < 0.5
+    few, place = distinct(sets)
+    assert torch.equal(few.take_along_dim(place[..., None], 1), sets)
+    each = [len({tuple(row) for row in of.tolist()}) for of in sets]
+    assert few.shape[1] == max(each, default=s)
+    assert [len({tuple(row) for row in of.tolist()}) for of in few] == each
+
+
+def test_no_set_is_asked_twice():
+    """Of 9 features there are 18 sets of one and of all but one, and two in five draws are such."""
+    asked = []
+    KernelShap(lambda x: asked.append(len(x)) or x.prod(1)).attribute(torch.rand(2, 9) + 1, n_samples=300)
+    assert sum(asked) < 2 * 250
