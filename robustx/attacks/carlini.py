@@ -103,6 +103,13 @@ class _Sought(Active):
     share: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class _Capped(_Sought):
+    """Rows whose next cap is by a share, ``fall`` [n], below the best."""
+
+    fall: Tensor
+
+
 def cw_l2(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> Found:
     """Carlini, Wagner (S&P 2017), section VI.A: the weight of the goal is bisected, row by row.
 
@@ -124,10 +131,10 @@ def cw_l2(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> Fo
 def cw_linf(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> Found:
     """Carlini, Wagner (S&P 2017), section VI.C: what exceeds a cap is drawn back, and the cap falls, row by row.
 
-    By a tenth after each success, as there; once it has failed, to the middle between what failed and what did not.
+    By a tenth of what was reached, as there; after each failure by half as much.
     """
-    best, a = _begin(f, region, rows)
-    a = a.to(trial=1.5 * a.share, c=region.centre.shape[1] / 2 * a.c)
+    best, b = _begin(f, region, rows)
+    a = _Capped(**vars(b.to(trial=1.5 * b.share, c=region.centre.shape[1] / 6 * b.c)), fall=torch.full_like(b.c, 0.1))
     for _ in range(rounds):
         if not len(a):
             break
@@ -135,20 +142,25 @@ def cw_linf(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> 
         def over(d: Tensor, cap: Tensor = a.trial[:, None]) -> Tensor:
             return torch.where(d.abs() > cap, d.sign(), 0)
 
-        found = weigh(f, a.region, a.rows, a.z, a.c, PACE / 3 / steps * a.share, over, steps)
+        found = weigh(f, a.region, a.rows, a.z, a.c, PACE / 6 / steps * a.share, over, steps)
         best = best.put(a.index, best.at(a.index).smaller(found))
-        a = _less(a, best.at(a.index), 0.9)
-        c = torch.where(found.success, a.c, MORE * a.c)
-        a = a.to(c=c, share=torch.where(a.high.isinf(), 2 * a.share, a.high))
-        a = a.at(~(a.high - a.low <= 10 * CLOSE * a.high) | a.high.isinf())
+        now = best.at(a.index)
+        fell = now.success
+        fall = torch.where(fell & (now.size > (1 + CLOSE) * a.trial), a.fall / 2, a.fall)
+        a = a.to(
+            z=torch.where(fell[:, None], now.z, a.z),
+            trial=torch.where(fell, (1 - fall) * now.size, 2 * a.trial),
+            c=torch.where(found.success, a.c, MORE * a.c),
+            share=torch.where(fell, now.size, 2 * a.share),
+            fall=fall,
+        ).at(fall > 10 * CLOSE)
     return best
 
 
 def cw_l0(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> Found:
     """Carlini, Wagner (S&P 2017), section VI.B: what matters least is fixed, and the rest moves on in L2, row by row.
 
-    An element matters by its gradient times its move. After each success half of those that moved are fixed;
-    once that has failed, as many as lie in the middle between what failed and what did not.
+    An element matters by its gradient times its move. How many may move is bisected; what a success can spare goes.
     """
     best, a = _begin(f, region.to(norm=L2()), rows)
     a = a.to(trial=torch.full_like(a.c, region.centre.shape[1]))
@@ -160,9 +172,14 @@ def cw_l0(f: Probe, region: Region, rows: Tensor, steps: int, rounds: int) -> Fo
         home = region.at(a.index)
         found = Found(found.z, found.margin, home.size(found.z))
         best = best.put(a.index, best.at(a.index).smaller(fewer(f, home, a.rows, found)))
-        a = _less(a, best.at(a.index), 0.5)
-        c = torch.where(found.success, a.c, MORE * a.c)
-        a = a.to(c=c, trial=a.trial.floor()).at(~(a.high - a.low <= 1))
+        now = best.at(a.index)
+        low = torch.where(now.size > a.trial, a.trial, a.low)
+        a = a.to(
+            z=torch.where(now.success[:, None], now.z, a.z),
+            trial=torch.where(now.success, (low + now.size) / 2, a.trial).floor(),
+            low=low,
+            c=torch.where(found.success, a.c, MORE * a.c),
+        ).at(~(now.size - low <= 1))
         home = region.at(a.index)
         counted = ranks(f, home, a.rows, a.z) < a.trial[:, None]
         a = a.to(region=home.to(norm=L2(), free=counted if home.free is None else counted & home.free))
@@ -217,14 +234,6 @@ def _weighed(a: _Sought, before: Found, found: Found) -> _Sought:
     low, high = torch.where(fell, a.low, a.trial), torch.where(fell, a.trial, a.high)
     trial = torch.where(high.isinf(), MORE * a.trial, torch.where(low > 0, (low * high).sqrt(), high / 2))
     return a.to(trial=trial, low=low, high=high).at(~fell | (found.size < (1 - CLOSE) * before.size))
-
-
-def _less(a: _Sought, best: Found, share: float) -> _Sought:
-    """After a round: to be tried next is a ``share`` of the best, or the middle between it and what failed."""
-    low = torch.where(best.size > (1 + CLOSE) * a.trial, a.trial, a.low)
-    trial = torch.where(best.success, torch.maximum(share * best.size, (low + best.size) / 2), 2 * a.trial)
-    z = torch.where(best.success[:, None], best.z, a.z)
-    return a.to(z=z, trial=trial, low=low, high=best.size)
 
 
 def _begin(f: Probe, region: Region, rows: Tensor) -> tuple[Found, _Sought]:
