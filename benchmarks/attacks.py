@@ -1,6 +1,6 @@
 """Attacks in robustx and elsewhere: how strong, in how many passes, in how much time and memory?
 
-    python benchmarks/attacks.py [--rounds 5] [--only pgd apgd-ce ... curve autoattack] [--models digits resnet]
+    python benchmarks/attacks.py [--rounds 5] [--only pgd apgd-ce ... step curve autoattack] [--models digits resnet]
 
 Two adversarially trained models: ``digits``, the convolutional network of the zoo, and ``resnet``, torchvision's
 ResNet-18 on the same digits at 32x32 and in colour, which is trained here in a minute. The contestants (this library
@@ -16,8 +16,9 @@ budgets and steps. Each row of the table says
 - the same as a share of the time of torchattacks, or the first contestant that is there;
 - the most memory that tensors took at once, in MiB.
 
-Times are medians and quartiles of the rounds; each round times the bare loop, too. ``curve`` asks for five budgets in
-one call, and ``autoattack`` compares the ensemble with the published one, made of torchattacks' parts.
+Times are medians and quartiles of the rounds; each round times the bare loop, too. ``step`` is one gradient of all, of
+half and of a quarter of the examples, ``curve`` asks for five budgets in one call, and ``autoattack`` compares the
+ensemble with the published one, made of parts of torchattacks.
 """
 
 import argparse
@@ -39,6 +40,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from robustx import zoo
 from robustx.attacks import ATTACKS, make
+from robustx.engine import Probe
+from robustx.engine.prepare import AS_IS, prepare
+from robustx.perturb.goals import Leave
 
 sys.modules.setdefault("visdom", types.ModuleType("visdom"))  # adv-lib could draw with it, which nobody asks for
 with warnings.catch_warnings():
@@ -297,6 +301,28 @@ def contested(contest: Contest, task: Task, rounds: int) -> list[list[str]]:
     return rows
 
 
+def step(task: Task, rounds: int) -> Iterable[list[str]]:
+    """The cells of rows: one gradient of some examples, as the bare loop and as a search asks for it."""
+    whole = bare(task, True)
+    for share in (1, 2, 4):
+        some = task.first(len(task.x) // share)
+        n = len(some.x)
+        f = Probe(task.model, (some.x,), Leave(some.y, "ce"))
+        asked = {"bare": bare(some, True)}
+        for precision in (None, "exact", "fast"):
+            quick = prepare(f, precision)
+            asked[str(precision)] = lambda q=quick: q.grad(q.point)
+            seconds(asked[str(precision)], 1 + AS_IS // n)  # until it is prepared
+        times: dict[str, list[float]] = {who: [] for who in ("whole", *asked)}
+        repeats = max(1, int(0.3 / max(seconds(whole), 1e-4)))
+        for _ in range(rounds):
+            for who, run in {"whole": whole, **asked}.items():
+                times[who].append(seconds(run, repeats))
+        per_row = [a / n / (b / len(task.x)) for a, b in zip(times["bare"], times["whole"], strict=True)]
+        ratios = [[a / b for a, b in zip(times[who], times["bare"], strict=True)] for who in list(asked)[1:]]
+        yield [str(n), spread(per_row), *map(spread, ratios)]
+
+
 def curve(task: Task, rounds: int) -> list[str]:
     """The cells of a row: five budgets in one call, beside the largest of them alone."""
     eps = task.eps["Linf"]
@@ -347,7 +373,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--only", nargs="*", default=[*(c.name for c in CONTESTS), "curve", "autoattack"], help="names of attacks"
+        "--only",
+        nargs="*",
+        default=[*(c.name for c in CONTESTS), "step", "curve", "autoattack"],
+        help="names of attacks",
     )
     parser.add_argument("--models", nargs="*", default=["digits", "resnet"])
     parser.add_argument("--rows", type=int, default=32, help="examples for the ResNet")
@@ -355,14 +384,20 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {asked.rounds} rounds")
     found = tasks(asked.models, asked.rows)
-    for name, task in found.items():
+    contests = [c for c in CONTESTS if c.name in asked.only and c.name in ATTACKS]
+    for name, task in found.items() if contests else ():
         print(f"\n{name}, eps {task.eps}\n")
         print("| attack, examples | | strength | rows | time / bare loop | time / rival | peak MiB |")
         print("|---|---|---|---|---|---|---|")
-        for contest in CONTESTS:
-            if contest.name in asked.only and contest.name in ATTACKS:
-                for cells in contested(contest, task.first(contest.most), asked.rounds):
-                    print(f"| {contest}, {min(contest.most, len(task.x))} |", " | ".join(cells), "|", flush=True)
+        for contest in contests:
+            for cells in contested(contest, task.first(contest.most), asked.rounds):
+                print(f"| {contest}, {min(contest.most, len(task.x))} |", " | ".join(cells), "|", flush=True)
+    if "step" in asked.only:
+        print("\n| one step | examples | bare loop, a row, of that with all | as it is / bare loop | exact | fast |")
+        print("|---|---|---|---|---|---|")
+        for name, task in found.items():
+            for cells in step(task, asked.rounds):
+                print(f"| {name} |", " | ".join(cells), "|", flush=True)
     if "curve" in asked.only:
         print("\n| five budgets of pgd | rows | rows of the largest alone | time / the largest alone |")
         print("|---|---|---|---|")
