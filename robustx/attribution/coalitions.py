@@ -88,9 +88,11 @@ class Coalitions:
         return self.f.model.groups if isinstance(self.f.model, Patches) else [None]
 
     def ask(
-        self, count: int, absent: Absent, what: str = "", show: bool = False, rows: Tensor | None = None
+        self, count: int | None, absent: Absent, what: str = "", show: bool = False, rows: Tensor | None = None
     ) -> Iterable[Answers]:
         """The scores of ``count`` sets for each example (of ``rows`` alone, if given), set after set, as they come.
+
+        None is a single set for each of the rows, where examples may come again: the k-th set for the k-th row.
 
         The first batch is asked at once. It begins with :attr:`all_there` if nobody has asked for that: in a pass of
         its own, a row takes as long as several.
@@ -98,10 +100,12 @@ class Coalitions:
         answers = (self._one_by_one if self.whole else self._together)(count, absent, what, show, rows)
         return chain(list(islice(answers, 1)), answers)
 
-    def _one_by_one(self, count: int, absent: Absent, what: str, show: bool, rows: Tensor | None) -> Iterator[Answers]:
+    def _one_by_one(
+        self, count: int | None, absent: Absent, what: str, show: bool, rows: Tensor | None
+    ) -> Iterator[Answers]:
         g = self.gates
-        count = count if rows is None or len(rows) else 0
-
+        asked = 1 if rows is None else len(rows)
+        count = asked if count is None else count if asked else 0
         first = torch.zeros(1, dtype=torch.long, device=g.device)
         queries = (
             (self._dtyped(absent(k, first)).expand(g.examples, -1), g.everyone)
@@ -112,10 +116,12 @@ class Coalitions:
                 yield Answers(first + number, first, gates[:1], _tensor(out)[None])
                 more(1)
 
-    def _together(self, count: int, absent: Absent, what: str, show: bool, rows: Tensor | None) -> Iterator[Answers]:
+    def _together(
+        self, count: int | None, absent: Absent, what: str, show: bool, rows: Tensor | None
+    ) -> Iterator[Answers]:
         g = self.gates
         asked = g.everyone if rows is None else rows
-        n = count * len(asked)
+        n = len(asked) if count is None else count * len(asked)
         if isinstance(self.f.model, Patches):  # which looks at the examples before anything else
             _ = self._begin
         first = 0 if not n or isinstance(self.f.of, Everything) or "_begin" in self.__dict__ else g.examples
@@ -125,7 +131,7 @@ class Coalitions:
         def query(part: slice) -> tuple[Tensor, Tensor]:
             ahead = g.everyone[:first][part]
             k = torch.arange(max(part.start - first, 0), max(part.stop - first, 0), device=g.device)
-            sets, of = k // max(len(asked), 1), asked[k % max(len(asked), 1)]
+            sets, of = k if count is None else k // max(len(asked), 1), asked[k % max(len(asked), 1)]
             there = torch.zeros(len(ahead), self.features.count, dtype=g.packing.dtype, device=g.device)
             gates = self._dtyped(absent(sets, of)) if len(of) else there[:0]
             out[part.start, part.stop] = sets, of, gates

@@ -21,6 +21,7 @@ from ..perturb.references import through
 from .base import PerturbationAttribution
 from .coalitions import Coalitions
 from .noise import drawing
+from .partition import partition_values
 from .sums import MOST, Estimate, Units, by_sets, by_subsets, everyone, sampled, uniforms
 
 EXACT = 10  # features up to whom the shares of a change are exact
@@ -282,7 +283,8 @@ def owen_values(
     count = _sets(hierarchy)
     if count > 1 << HEAVY:
         raise ArgumentError(
-            f"there are {count} sets in this hierarchy, too many to ask them all; draw some: n_samples="
+            f"there are {count} sets in this hierarchy, too many to ask them all; ask for some of them, max_evals=, or "
+            "draw orders, n_samples="
         )
     found: dict[int, dict[int, float]] = {everything: {}}  # sets as bits: what each counts for which features
 
@@ -615,6 +617,7 @@ class OwenValues(_Shares):
         precision: float | None = None,
         confidence: float = 0.95,
         return_intervals: bool = False,
+        max_evals: int | None = None,
     ) -> Any:
         """Attributions as of :class:`ShapleyValueSampling`, with its arguments.
 
@@ -623,8 +626,12 @@ class OwenValues(_Shares):
                 ((0, 1), (2, 3)), as of :func:`robustx.perturb.superpixel_hierarchy`; a list has one for each example.
                 Default: neighbours in the order of ids, cut in halves again and again.
             n_samples: orders that are drawn by key, pairs of an order and its reverse. Default: all, exactly.
+            max_evals: sets of each example to ask for at most, at least 2: unions are taken apart where most is at
+                stake, and what is left of them is shared out equally; see :func:`partition_values`.
         """
         count = _samples(n_samples, precision, confidence)
+        if max_evals is not None and (whole("max_evals", max_evals, 2), count, return_intervals)[1:] != (None, False):
+            raise ArgumentError("max_evals draws nothing; leave n_samples and return_intervals out, or max_evals")
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         players = Coalitions(f, features_of(feature_mask, f.inputs, door.names), through(baselines))
         options = {"precision": precision, "confidence": confidence, "what": self._title, "show": show_progress}
@@ -632,7 +639,11 @@ class OwenValues(_Shares):
         values, widths = (finest(players.all_there.new_zeros(shape)) for _ in range(2))
         for tree, rows in _trees(players, hierarchy):
             if count is None:
-                values[rows] = owen_values(players, tree, self._title, show_progress, rows)
+                values[rows] = (
+                    owen_values(players, tree, self._title, show_progress, rows)
+                    if max_evals is None
+                    else partition_values(players, tree, max_evals, self._title, show_progress, rows)
+                )
                 continue
             found = sampled_owen(players, tree, count, seed, rows=rows, **options)
             values[rows], widths[rows] = found.values, found.half(confidence)
