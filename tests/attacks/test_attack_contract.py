@@ -492,6 +492,20 @@ def test_single_precision_is_enough(case):
     assert_close(rough.distance.double()[clear], fine.distance[clear], rtol=1e-2, atol=1e-3)
 
 
+@any_shape
+def test_a_function_without_parameters(case):
+    """No module, nothing to read a device or a dtype off, on rows of a table."""
+
+    def function(x):
+        return torch.stack([x.square().sum(1), 1.4 * x.sin().prod(1) + 1, 2 * x.cos().prod(1) + 1.2], 1)
+
+    x, eps = torch.rand(24, 5), 3 * BUDGET[case.norm]
+    y = answers(function, x)
+    result = case(function, eps=eps).run(x, y)
+    check(case, function, x, result, lambda moved: answers(function, moved) != y, eps=eps)
+    assert len(y.unique()) > 1 and result.success.any()
+
+
 class Frozen(nn.Module):
     """Made for training, with a batch norm that stays as it is; gradients of the parameters are under way."""
 
