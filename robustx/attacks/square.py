@@ -197,8 +197,9 @@ def _bump(height: int, width: int) -> Tensor:
     ring = torch.maximum(down.abs()[:, None], right.abs()[None])
     falls = 1 / torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64).square()
     above = falls.flip(0).cumsum(0).flip(0)
-    bump: Tensor = above[ring.long()]
-    return bump / bump.norm().clamp(min=torch.finfo(bump.dtype).tiny)
+    rings = above[ring.long()]
+    bump: Tensor = rings / torch.linalg.vector_norm(rings).clamp(min=torch.finfo(rings.dtype).tiny)
+    return bump
 
 
 MOVES: dict[str, Moves] = {"Linf": Squares(), "L2": Bumps(2), "L1": Bumps(1)}
