@@ -14,6 +14,7 @@ from .deepfool import DeepFool, SuperDeepFool
 from .fab import FAB
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .minimal import DDN, FMN, ddn, fmn
+from .portfolio import Portfolio, minimal_distance
 from .search import Bisection, MinParamPerturbation, bisect
 from .sparse import JSMA, VFGA, SigmaZero, jsma, sigma_zero, vfga
 from .square import Square
@@ -81,6 +82,7 @@ ATTACKS: dict[str, Named] = {
     "fab": Named(FAB),
     "fab-t": Named(FAB, {"targets": 9}),
     "bisection": Named(Bisection),
+    "portfolio": Named(Portfolio),
     "square": Named(Square),
     "autoattack": Named(AutoAttack, {"verbose": False}),
 }
@@ -142,6 +144,7 @@ __all__ = [
     "MinParamPerturbation",
     "Named",
     "Perturbation",
+    "Portfolio",
     "SigmaZero",
     "Square",
     "SuperDeepFool",
@@ -157,6 +160,7 @@ __all__ = [
     "fmn",
     "jsma",
     "make",
+    "minimal_distance",
     "names",
     "pgd",
     "sigma_zero",

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
 from typing import Any, ClassVar, Literal, Self, overload
@@ -29,11 +29,15 @@ class ZeroGradientWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best point of each row [N, D], its margin (> 0: the goal is reached) and size [N]."""
+    """The best point of each row [N, D], its margin (> 0: the goal is reached) and size [N].
+
+    Where several attacks look, ``by`` [N] says which of them found it, and -1 that it is as it was.
+    """
 
     z: Tensor
     margin: Tensor
     size: Tensor
+    by: Tensor | None = None
 
     @classmethod
     def nothing(cls, z: Tensor) -> "Found":
@@ -45,7 +49,7 @@ class Found:
         return self.margin > 0
 
     def at(self, rows: Tensor) -> "Found":
-        return Found(self.z[rows], self.margin[rows], self.size[rows])
+        return Found(self.z[rows], self.margin[rows], self.size[rows], None if self.by is None else self.by[rows])
 
     def where(self, win: Tensor, other: "Found") -> "Found":
         """``other`` in the rows that win."""
@@ -53,6 +57,7 @@ class Found:
             torch.where(win[:, None], other.z, self.z),
             torch.where(win, other.margin, self.margin),
             torch.where(win, other.size, self.size),
+            None if self.by is None and other.by is None else torch.where(win, other._by, self._by),
         )
 
     def stronger(self, other: "Found") -> "Found":
@@ -69,7 +74,12 @@ class Found:
             self.z.index_copy(0, rows, part.z),
             self.margin.index_copy(0, rows, part.margin),
             self.size.index_copy(0, rows, part.size),
+            None if self.by is None and part.by is None else self._by.index_copy(0, rows, part._by),
         )
+
+    @property
+    def _by(self) -> Tensor:
+        return torch.full_like(self.size, -1, dtype=torch.long) if self.by is None else self.by
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +164,9 @@ class Attack(ABC):
 
     needs: ClassVar[Literal["gradients", "scores"]] = "gradients"
     """What it asks of the model."""
+
+    parts: Mapping[str, "Attack"] = {}
+    """The attacks that it is made of, by name, in the order of ``Found.by``."""
 
     def __init__(
         self,
@@ -296,10 +309,18 @@ class Attack(ABC):
                 norm=str(self.norm),
                 eps=regions[i].radius,
                 history=told[i].history(),
+                by=self._credits(found[i]),
             )
             for i in range(len(regions))
         }
         return list(results.values()) if isinstance(eps, list | tuple) else results[0]
+
+    def _credits(self, found: Found) -> tuple[str, ...] | None:
+        """Which of its parts found the point of each example; no name where none did."""
+        if found.by is None:
+            return None
+        names = (*self.parts, "")
+        return tuple(names[k] for k in found.by.tolist())
 
     def _attempt(self, f: Probe, quick: Probe, region: Region, best: Found, untried: Found, rows: Tensor) -> Found:
         """``best`` [B], with what a search finds for some rows: asked by ``quick``, confirmed by ``f`` itself."""
@@ -313,7 +334,7 @@ class Attack(ABC):
                 part = self._graded(f, near, rows, part)
             if self.minimal:  # what is not near enough is not found, and then the input itself comes back
                 part = before.where(part.success & (part.size <= near.radius), part)
-            true = self._confirmed(f, near, rows, part.z, before.margin)
+            true = replace(self._confirmed(f, near, rows, part.z, before.margin), by=part.by)
             best, lost = best.put(rows, true), part.success & ~true.success
             rows, noise = rows[lost], noise.at(lost.nonzero().squeeze(1))
             if g is f:
@@ -326,7 +347,7 @@ class Attack(ABC):
         slack = f.everyone.new_zeros(f.examples, dtype=before.margin.dtype)
         slack[rows] = rounding(f, slack.dtype) * (1 + before.margin.abs())
         found = self.search(f.to(of=f.of.firm(slack), strict=False), region, rows, noise)
-        return Found(found.z, found.margin.to(slack), found.size.to(found.z))
+        return Found(found.z, found.margin.to(slack), found.size.to(found.z), found.by)
 
     def _confirmed(self, f: Probe, region: Region, rows: Tensor, z: Tensor, still: Tensor) -> Found:
         """What the tensors that come back really do [N]; those that did not move have the margins of before."""
@@ -366,7 +387,7 @@ class Attack(ABC):
             inside = size <= region.radius * (1 + 1e-5)  # rounding is drawn back when it is confirmed
             tried = Found(z, torch.where(inside, f.to(strict=False).value(z, rows), -torch.inf), size)
             best = best.smaller(tried) if self.minimal else best.stronger(tried)
-        return best
+        return replace(best, by=found.by)
 
     def _region(self, f: Probe, eps: Any, mask: Any = None) -> Region:
         if eps is None and self.minimal:

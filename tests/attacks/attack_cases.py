@@ -21,6 +21,7 @@ QUICK |= {"fmn": {"steps": 12}, "ddn": {"steps": 8}}
 QUICK |= {"cw": {"steps": 30, "rounds": 6}, "sigma-zero": {"steps": 12}}
 QUICK |= {"ead": {"steps": 20, "rounds": 3}, "vfga": {"draws": 4}}
 QUICK |= {"fab": {"steps": 8}, "fab-t": {"steps": 5, "targets": 3}}
+QUICK["portfolio"] = {"steps": 5}
 PICTURES = {"diversity": 0.5, "enlarge": 1.6, "kernel": 3}  # parts that only pictures have
 OTHERS = {"r-fgsm", "ffgsm", "bim", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "di-fgsm", "ti-fgsm", "vmi-fgsm", "vni-fgsm"}
 """Names of options of PGD: one norm is enough for each, as a variant has all of them together in every norm."""
