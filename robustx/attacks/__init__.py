@@ -11,9 +11,10 @@ from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradien
 from .carlini import CW, EAD, cw_l0, cw_l2, cw_linf, ead
 from .compare import AttackComparator
 from .deepfool import DeepFool, SuperDeepFool
+from .dual import ALMA, PDGD, PDPGD, alma, pdgd, pdpgd
 from .fab import FAB
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
-from .minimal import DDN, FMN, ddn, fmn
+from .minimal import DDN, FMN, TrustRegion, ddn, fmn, trust_region
 from .portfolio import Portfolio, minimal_distance
 from .search import Bisection, MinParamPerturbation, bisect
 from .sparse import JSMA, VFGA, SigmaZero, jsma, sigma_zero, vfga
@@ -79,6 +80,10 @@ ATTACKS: dict[str, Named] = {
     "superdeepfool": Named(SuperDeepFool),
     "fmn": Named(FMN),
     "ddn": Named(DDN),
+    "alma": Named(ALMA),
+    "trust-region": Named(TrustRegion),
+    "pdpgd": Named(PDPGD),
+    "pdgd": Named(PDGD),
     "fab": Named(FAB),
     "fab-t": Named(FAB, {"targets": 9}),
     "bisection": Named(Bisection),
@@ -120,6 +125,7 @@ def names(norm: str | None = None, minimal: bool | None = None) -> list[str]:
 
 
 __all__ = [
+    "ALMA",
     "APGD",
     "ATTACKS",
     "BPDA",
@@ -131,6 +137,8 @@ __all__ = [
     "FGSM",
     "FMN",
     "JSMA",
+    "PDGD",
+    "PDPGD",
     "PGD",
     "VFGA",
     "Active",
@@ -149,7 +157,9 @@ __all__ = [
     "Square",
     "SuperDeepFool",
     "TransferPGD",
+    "TrustRegion",
     "ZeroGradientWarning",
+    "alma",
     "bisect",
     "cw_l0",
     "cw_l2",
@@ -162,7 +172,10 @@ __all__ = [
     "make",
     "minimal_distance",
     "names",
+    "pdgd",
+    "pdpgd",
     "pgd",
     "sigma_zero",
+    "trust_region",
     "vfga",
 ]
