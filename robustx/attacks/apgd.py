@@ -217,7 +217,9 @@ def apgd(
 
 def mean(seen: list[tuple[Tensor, ...]], like: Tensor) -> tuple[Tensor, ...]:
     """Of what several passes told; they are separate passes, as a model may draw once for a whole batch."""
-    return tuple(torch.stack([t.to(like) for t in told]).mean(0) for told in zip(*seen, strict=True))
+    if len(seen) == 1:
+        return tuple(t.to(like) for t in seen[0])
+    return tuple(torch.stack(told).mean(0).to(like) for told in zip(*seen, strict=True))
 
 
 def narrowing(f: Probe, region: Region, rows: Tensor, steps: int, start: Tensor, draws: int = 1) -> Found:
