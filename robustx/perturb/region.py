@@ -139,8 +139,8 @@ def box(f: Probe, low: Any, high: Any, finite: bool = False) -> tuple[Tensor, Te
         raise ValueError("bounds must be (lowest, highest), but somewhere the lowest is above the highest, or NaN")
     if finite and not bool((torch.isfinite(low) & torch.isfinite(high)).all()):
         raise ValueError(
-            "bounds must be finite here (in norm L0, with levels, and for counterfactuals): otherwise one element could "
-            "go anywhere; use bounds=(0, 1) or those of your data"
+            "bounds must be finite here (in norm L0, with levels, and for counterfactuals): otherwise one element "
+            "could go anywhere; use bounds=(0, 1) or those of your data"
         )
     outside = ((f.point < low) | (f.point > high)).any(1)
     if outside.any():
