@@ -53,8 +53,8 @@ class AutoAttack(Attack):
     rivals, 5,000 queries of Square; ``plus``: also APGD on the ratio of logits and FAB, with five restarts; ``rand``,
     for models that draw: both untargeted APGD on the mean of 20 passes. The constructor,
     :meth:`run_standard_evaluation` and :meth:`run_standard_evaluation_individual` are those of RobustBench, so that it
-    drops in; :meth:`run` is that of all attacks here. What looks doubtful is told by a warning, see
-    :mod:`robustx.attacks.checks`.
+    drops in; :meth:`run` is that of all attacks here, and its result says ``by`` which of them each example fell. What
+    looks doubtful is told by a warning, see :mod:`robustx.attacks.checks`.
 
     Args:
         model: any callable that returns class scores [B, K].
@@ -138,6 +138,7 @@ class AutoAttack(Attack):
             draws = replace(noise.at(left), method=type(part).__name__)  # the same as when it is run alone
             with self._quiet(name):
                 found = part.search(g, region.at(left), rows[left], draws)
+            found = replace(found, by=torch.where(found.success, list(self.parts).index(name), -1))
             best = best.put(left, best.at(left).stronger(found))
             if self.flags and name == "square" and len(self.attacks_to_run) > 1:
                 square_helped(len(left), int((~best.success).sum()), f.examples)

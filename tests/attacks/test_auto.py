@@ -265,6 +265,8 @@ def test_each_attack_sees_only_what_still_stands(robust):
     ce = make("apgd-ce", model, eps=0.2, steps=4, bounds=(0, 1)).run(x, y)
     assert ce.success.any() and (result.success | ~ce.success).all()
     assert torch.equal(result.adversarial[ce.success], ce.adversarial[ce.success])
+    assert [by == "apgd-ce" for by in result.by] == (ce.success & (ce.distance > 0)).tolist()
+    assert [by == "" for by in result.by] == (~result.success | (result.distance == 0)).tolist()
     assert (result.forwards == ce.forwards)[ce.success].all() and (result.forwards > 100)[~result.success].all()
 
 
