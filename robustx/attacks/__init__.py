@@ -17,7 +17,7 @@ from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .minimal import DDN, FMN, TrustRegion, ddn, fmn, trust_region
 from .portfolio import Portfolio, minimal_distance
 from .search import Bisection, MinParamPerturbation, bisect
-from .sparse import JSMA, VFGA, SigmaZero, jsma, sigma_zero, vfga
+from .sparse import JSMA, VFGA, SigmaZero, SparseFool, jsma, sigma_zero, sparsefool, vfga
 from .square import Square
 from .wrappers import BPDA, EOT
 
@@ -76,6 +76,7 @@ ATTACKS: dict[str, Named] = {
     "sigma-zero": Named(SigmaZero),
     "vfga": Named(VFGA),
     "jsma": Named(JSMA),
+    "sparsefool": Named(SparseFool),
     "deepfool": Named(DeepFool),
     "superdeepfool": Named(SuperDeepFool),
     "fmn": Named(FMN),
@@ -154,6 +155,7 @@ __all__ = [
     "Perturbation",
     "Portfolio",
     "SigmaZero",
+    "SparseFool",
     "Square",
     "SuperDeepFool",
     "TransferPGD",
@@ -176,6 +178,7 @@ __all__ = [
     "pdpgd",
     "pgd",
     "sigma_zero",
+    "sparsefool",
     "trust_region",
     "vfga",
 ]

@@ -10,12 +10,14 @@ from torch import Tensor
 from ..engine.checks import whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
-from ..perturb.goals import Leave, Loss
+from ..perturb.goals import Boundaries, Goal, Leave, Loss
+from ..perturb.norms import L2
 from ..perturb.region import Region
 from .adam import Adaptive, fading
 from .base import Active, Attack, Found, warn_if_flat
+from .deepfool import deepfool
 from .gradient import rivals
-from .search import assured
+from .search import assured, shrunk
 
 
 def ranks(f: Probe, region: Region, rows: Tensor, z: Tensor) -> Tensor:
@@ -306,3 +308,86 @@ class JSMA(Attack):
             found = fewer(f, near, rows[left], jsma(g, near, rows[left], self.theta))
             best = best.put(left, best.at(left).smaller(found))
         return best
+
+
+def sparsefool(
+    f: Probe,
+    region: Region,
+    rows: Tensor,
+    steps: int,
+    boldness: float,
+    inner: int = 50,
+    overshoot: float = 0.02,
+    candidates: int | None = None,
+) -> Found:
+    """Goes to the boundary that DeepFool meets, taken for a plane, by the least move in the region's norm and box.
+
+    Modas, Moosavi-Dezfooli, Frossard (CVPR 2019), algorithms 1 and 2: ``boldness`` times as far as to the plane, and on
+    from there until the goal is reached. Their walk from coordinate to coordinate, the steepest first and each up to
+    the wall, is the least move of L1 to a half-space within a box.
+    """
+    assert isinstance(f.of, Goal)
+    best, a = Found.nothing(region.centre), Active.of(rows, region)
+    for _ in range(steps):
+        met = deepfool(f, a.region.to(centre=a.z, norm=L2()), a.rows, inner, overshoot, candidates)
+        a, z = a.at(met.success), met.z[met.success]
+        if not len(a):
+            break
+        leads, slopes = f.to(of=Boundaries(f.of, candidates)).grad(z, a.rows)
+        slope = slopes[torch.arange(len(a), device=z.device), leads[:, 1:].argmax(1)]
+        gain = boldness * (slope * (z - a.z)).sum(1)
+        z = a.region.clip(a.z + region.norm.least(slope, gain, a.region.room(a.z, slope)))
+        margin = f.value(z, a.rows)
+        best = best.put(a.index, best.at(a.index).smaller(Found(z, margin, a.region.size(z))))
+        a = a.to(z=z).at(~(margin > 0))
+        if not len(a):
+            break
+    return best
+
+
+class SparseFool(Attack):
+    """SparseFool: to the plane that DeepFool's boundary seems to be, by as few elements as that takes.
+
+    Modas, Moosavi-Dezfooli, Frossard (CVPR 2019), arXiv 1811.02248. What it found is drawn back (L1), or gives back the
+    elements that it can spare (L0). Arguments as for :class:`Attack`; ``loss_func`` plays no part.
+
+    Args:
+        steps: at most so many planes.
+        boldness: how many times as far as to the plane a step goes, at least 1; larger ones need fewer steps, and
+            more elements.
+        candidates: how many rivals DeepFool looks at, the likeliest first; None: all.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.2]])
+    >>> _ = model.load_state_dict({"weight": weight, "bias": torch.zeros(2)})
+    >>> result = SparseFool(model, bounds=(0, 1), norm="L0").run(torch.tensor([[0.8, 0.2, 0.5]]), torch.tensor([0]))
+    >>> result.distance.item()
+    1.0
+    """
+
+    minimal = True
+    norms = ("L1", "L0")
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        loss_func: str | Loss | None = None,
+        lower_bound: float | Tensor = -torch.inf,
+        upper_bound: float | Tensor = torch.inf,
+        *,
+        steps: int = 20,
+        boldness: float = 1.5,
+        candidates: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(forward_func, loss_func, lower_bound, upper_bound, **options)
+        if not boldness >= 1:
+            raise ValueError(f"boldness must be a number of at least 1, got {boldness!r}")
+        self.steps, self.boldness = whole("steps", steps, 1), boldness
+        self.candidates = None if candidates is None else whole("candidates", candidates, 1)
+
+    def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        found = sparsefool(f, region, rows, self.steps, self.boldness, candidates=self.candidates)
+        found = assured(f, region, rows, noise, found)
+        return fewer(f, region, rows, found) if region.norm.unit else shrunk(f, region, rows, found)

@@ -11,7 +11,7 @@ from test_carlini import robust_digits, sizes
 from test_exact_affine import exact, problem
 from torch.testing import assert_close
 
-from robustx.attacks import CW, JSMA, VFGA, Found, SigmaZero
+from robustx.attacks import CW, JSMA, VFGA, Found, SigmaZero, SparseFool
 from robustx.attacks.sparse import fewer, jsma, ranks
 from robustx.engine import Probe
 from robustx.perturb import NORMS, Leave, Reach, Region
@@ -21,8 +21,13 @@ from robustx.perturb import NORMS, Leave, Reach, Region
 
 @pytest.mark.parametrize(
     "attack, median, most",
-    [(functools.partial(SigmaZero, steps=100), 1.0, 1.5), (VFGA, 1.0, 1.41), (JSMA, 1.0, 1.41)],
-    ids=["sigma-zero", "vfga", "jsma"],
+    [
+        (functools.partial(SigmaZero, steps=100), 1.0, 1.5),
+        (VFGA, 1.0, 1.41),
+        (JSMA, 1.0, 1.41),
+        (functools.partial(SparseFool, norm="L0"), 1.0, 1.5),
+    ],
+    ids=["sigma-zero", "vfga", "jsma", "sparsefool"],
 )
 @pytest.mark.parametrize("classes", [2, 5])
 def test_near_the_least_count_of_affine_classifiers(attack, median, most, classes):
@@ -31,6 +36,18 @@ def test_near_the_least_count_of_affine_classifiers(attack, median, most, classe
     ratio = result.distance.numpy() / exact(model, x, y, "L0")
     assert result.success.all() and (ratio >= 1).all()
     assert np.median(ratio) <= median and np.quantile(ratio, 0.95) <= most
+
+
+@pytest.mark.parametrize("norm, most", [("L0", 1.0), ("L1", 1.02)])
+def test_sparsefool_is_exact_where_the_plane_is_the_boundary(norm, most):
+    """With two classes and no boldness, but for DeepFool's overshoot: on one plane, within the box."""
+    model, x, y = problem(2, dtype=torch.float64)
+    result = SparseFool(model, bounds=(0, 1), norm=norm, boldness=1).run(x, y)
+    truth = exact(model, x, y, norm)
+    assert result.success.all() and (result.distance.numpy() >= truth * (1 - 1e-6)).all()
+    assert (result.distance.numpy() <= most * truth * (1 + 1e-6)).all()
+    with pytest.raises(ValueError, match="boldness must be a number of at least 1, got 0.5"):
+        SparseFool(model, boldness=0.5)
 
 
 def test_the_papers_loss_leads_there_too():
@@ -68,6 +85,15 @@ def test_no_more_elements_than_torchattacks():
     with torch.no_grad():
         theirs = torch.where(model(moved).argmax(1) == target, (moved != x).flatten(1).sum(1), torch.inf)
     assert ours.success.all() and (ours.distance <= theirs).all() and (ours.distance < theirs).any()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_sparsefool_is_sparser_than_that_of_torchattacks():
+    model, x, y = robust_digits(8)
+    ours = SparseFool(model, bounds=(0, 1), norm="L0").run(x, y)
+    theirs = sizes("L0", model, x, y, torchattacks.SparseFool(model)(x, y))
+    assert ours.success.all()
+    assert ours.distance.median() <= theirs.median() and ours.distance.mean() < theirs.mean()
 
 
 # --- laws ---------------------------------------------------------------------------------------------------
@@ -120,7 +146,7 @@ def test_more_targets_cost_no_more_elements():
     assert (counts[0] >= counts[1]).all() and (counts[1] >= counts[2]).all() and (counts[0] > counts[2]).any()
 
 
-@pytest.mark.parametrize("attack", [CW, SigmaZero, VFGA, JSMA])
+@pytest.mark.parametrize("attack", [CW, SigmaZero, VFGA, JSMA, SparseFool])
 def test_no_element_can_be_spared(attack):
     """Of an affine model: without the least important of the elements that moved, the goal is missed."""
     model, x, y = problem(2, dtype=torch.float64)
