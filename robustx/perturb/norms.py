@@ -52,7 +52,7 @@ class Norm(ABC):
 
     @abstractmethod
     def prox(self, d: Tensor, weight: Tensor) -> Tensor:
-        """The point v that makes |v - d|^2 / 2 + ``weight`` [N] size(v) least: ``d``, drawn towards zero [N, D].
+        """The point v that makes ``|v - d|^2 / 2 + weight size(v)`` least: ``d``, drawn towards zero by ``weight`` [N].
 
         Nothing is left where dual(d) <= weight. A count's weight would be in other units: there it is half the square
         of ``weight``, so that the same holds.
