@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..engine.checks import whole
-from ..engine.guard import guarded
+from ..engine.guard import guarded, modules_of
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
 from ..engine.scores import Everything
@@ -162,19 +163,19 @@ class AutoAttack(Attack):
                 where it ended, to the same result.
 
         Raises:
-            ValueError: the file at ``state_path`` is of another evaluation.
+            ValueError: the file at ``state_path`` is of another evaluation, or of another model.
         """
         self._known(self.attacks_to_run)
         self._say(f"using {self.version} version including {', '.join(self.attacks_to_run)}.")
         began, x, y = time.time(), x_orig.detach(), torch.as_tensor(y_orig, device=x_orig.device)
-        state = _State.open(state_path, self._mark(x, y), x)
+        mark = "" if state_path is None else self._mark(x, y)
+        state = _State.open(state_path, mark, x)
         if state is None:
-            state = _State(state_path, self._mark(x, y), self._right(x, y, bs), torch.zeros_like(y), x.clone())
+            state = _State(state_path, mark, self._right(x, y, bs), torch.zeros_like(y), x.clone())
         right = state.robust | (state.level > 0)
         self._say(f"initial accuracy: {_share(right)}")
         if self.flags and len(self.attacks_to_run):
-            first = right.nonzero().squeeze(1)[:SEEN]
-            self._look(x[first], y[first])
+            self._look(x, y, right)
         for level, name in enumerate(self.attacks_to_run):
             standing = int((state.robust | (state.level == level + 1)).sum())
             left = (state.robust & (state.level == level)).nonzero().squeeze(1)
@@ -203,10 +204,12 @@ class AutoAttack(Attack):
         """What each attack finds by itself, on all examples: by name, as :meth:`run_standard_evaluation` returns it."""
         self._say(f"using {self.version} version including {', '.join(self.attacks_to_run)}.")
         found: dict[str, Any] = {}
+        if self.flags and len(self.attacks_to_run):
+            y = torch.as_tensor(y_orig, device=x_orig.device)
+            self._look(x_orig, y, self._right(x_orig, y, bs))
         for name in self.attacks_to_run:
             began, alone = time.time(), copy(self)
-            alone.attacks_to_run, alone.verbose, alone.log_path = [name], False, None
-            alone.flags = self.flags and not found
+            alone.attacks_to_run, alone.verbose, alone.log_path, alone.flags = [name], False, None, False
             x_adv, y_adv = alone.run_standard_evaluation(x_orig, y_orig, bs, return_labels=True)
             found[name] = (x_adv, y_adv) if return_labels else x_adv
             robust = _share(y_adv == torch.as_tensor(y_orig, device=y_adv.device))
@@ -249,18 +252,22 @@ class AutoAttack(Attack):
         return as_logits(f.to(of=Everything()).score, f.everyone).argmax(1)
 
     @guarded
-    def _look(self, x: Tensor, y: Tensor) -> None:
-        f = Door.open(x).probe(self.forward_func, limit=self.batch_size)
-        look(f.to(of=class_goal(f, y)), f.point, f.everyone, self.attacks_to_run, self.version != "rand")
+    def _look(self, x: Tensor, y: Tensor, right: Tensor) -> None:
+        """Warns of what some examples show about the model, of those where it does not err."""
+        first = right.nonzero().squeeze(1)[:SEEN]
+        f = Door.open(x[first]).probe(self.forward_func, limit=self.batch_size)
+        look(f.to(of=class_goal(f, y[first])), f.point, f.everyone, self.attacks_to_run, self.version != "rand")
 
     def _mark(self, x: Tensor, y: Tensor) -> str:
-        """Tells one evaluation from another: its settings, inputs and classes."""
+        """Tells one evaluation from another: its settings, inputs and classes, and the model's weights."""
         what = hashlib.sha256()
-        for t in (x, y):
-            what.update(f"{t.dtype}{tuple(t.shape)}".encode())
-            what.update(t.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        for name in self.attacks_to_run:
-            what.update(f"{name}{self.parts[name]!r}".encode())
+        parts = {name: self.parts[name] for name in self.attacks_to_run}
+        weights = [m.state_dict() for m in modules_of(self.forward_func)]
+        for t in tree_leaves([x, y, weights, [vars(part) for part in parts.values()]]):
+            if isinstance(t, Tensor):  # which is not told in full below
+                what.update(f"{t.dtype}{tuple(t.shape)}".encode())
+                what.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        what.update(repr(parts).encode())
         return what.hexdigest()
 
 
@@ -316,7 +323,7 @@ class _State:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("evaluation") != mark:
                 raise ValueError(
-                    f"state_path {str(path)!r} holds another evaluation (other inputs, classes, attacks or settings); "
+                    f"state_path {str(path)!r} holds another evaluation (other inputs, classes, weights or settings); "
                     "give another path, or delete the file to begin anew"
                 )
             held = {name: file.get_tensor(name).to(x.device) for name in ("robust", "level", "fallen", "moved")}

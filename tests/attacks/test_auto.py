@@ -309,12 +309,39 @@ def test_goes_on_where_it_ended(robust, tmp_path, passes):
         AutoAttack(model, **options).run_standard_evaluation(x, (y + 1) % 10, state_path=path)
 
 
+def test_does_not_go_on_with_another_model(tmp_path):
+    """Nor with budgets that differ in digits that are not printed; functions have the weights of what they call."""
+    net, path = mlp(dtype=torch.float32), tmp_path / "state.safetensors"
+    x, y = examples(net, dtype=torch.float32)
+    eps = torch.full((len(x),), 0.03)
+
+    def evaluate(eps):
+        adversary = AutoAttack(lambda x: net(x), eps=eps, verbose=False, steps=2, flags=False)
+        return adversary.run_standard_evaluation(x, y, state_path=path)
+
+    done = evaluate(eps)
+    assert torch.equal(evaluate(eps), done)
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(eps.index_fill(0, torch.tensor([3]), 0.030001))
+    with torch.no_grad():
+        net[1].bias[0] += 1e-6
+    with pytest.raises(ValueError, match="another evaluation"):
+        evaluate(eps)
+
+
 def test_no_examples(robust):
     model, x, y = robust
     assert AutoAttack(model, verbose=False).run_standard_evaluation(x[:0], y[:0]).shape == x[:0].shape
 
 
 # --- flags ------------------------------------------------------------------------------------------------
+
+
+def test_attacks_one_by_one_are_flagged_for_all_of_them():
+    model = mlp(3, dtype=torch.float32)
+    x, y = examples(model, dtype=torch.float32)
+    with pytest.warns(checks.FewClassesWarning, match="apgd-t"):
+        AutoAttack(model, eps=0.03, verbose=False, steps=2).run_standard_evaluation_individual(x, y)
 
 
 def flagged(model, eps=0.03, **options):
