@@ -188,6 +188,8 @@ class Attack(ABC):
         if bounds is not None:
             if not isinstance(bounds, tuple | list) or len(bounds) != 2:
                 raise ValueError(f"bounds must be a pair (lowest, highest), such as (0, 1), got {bounds!r}")
+            if _told(lower_bound, -torch.inf) or _told(upper_bound, torch.inf):
+                raise ValueError("bounds say what lower_bound and upper_bound would: give the one or the others")
             lower_bound, upper_bound = bounds
         if not callable(loss_func) and loss_func is not None and loss_func not in LOSSES:
             raise ValueError(
@@ -282,7 +284,11 @@ class Attack(ABC):
         )
         f = f.to(of=aim(f, goal, y, targeted, self.loss_func))
         eps = self.eps if eps is None else eps
-        regions = [self._region(f, e, mask) for e in (eps if isinstance(eps, list | tuple) else [eps])]
+        several = isinstance(eps, list | tuple)
+        budgets: list[Any] = list(eps) if isinstance(eps, list | tuple) else [eps]
+        if several and any(isinstance(e, Tensor) and e.numel() != 1 for e in budgets):
+            raise ValueError("a list of budgets must hold numbers; for budgets of each example call run once for each")
+        regions = [self._region(f, e, mask) for e in budgets]
         quick, margin = prepare(f, self.precision), f.score
         rows = (~(margin > 0)).nonzero().squeeze(1)
         if len(rows) and not faithful(quick, margin[rows], rows):
@@ -313,7 +319,7 @@ class Attack(ABC):
             )
             for i in range(len(regions))
         }
-        return list(results.values()) if isinstance(eps, list | tuple) else results[0]
+        return list(results.values()) if several else results[0]
 
     def _credits(self, found: Found) -> tuple[str, ...] | None:
         """Which of its parts found the point of each example; no name where none did."""
@@ -382,7 +388,9 @@ class Attack(ABC):
         best = Found.nothing(home)
         for level in (at.round(), outward, inward):
             passed = (found.z == home) | ((level > start) != (at > start))  # it did not change, or would turn around
-            z = torch.where(passed, home, torch.minimum(region.low + level * step, region.high))
+            share = level / (self.levels - 1)  # of 256 levels in [0, 1] it is to the bit what is read from a file
+            there = torch.minimum(region.low + (region.high - region.low) * share, region.high)
+            z = torch.where(passed, home, there)
             size = region.size(z)
             inside = size <= region.radius * (1 + 1e-5)  # rounding is drawn back when it is confirmed
             tried = Found(z, torch.where(inside, f.to(strict=False).value(z, rows), -torch.inf), size)
@@ -432,7 +440,14 @@ class Perturbation(Attack):
             region = self._region(f, radius, mask)
             noise = Noise(self.seed, type(self).__name__, identities(region.centre))
             found = search(f, region, f.everyone, noise)
+            if self.levels is not None:
+                found = self._graded(f, region, f.everyone, found)
             return door.out(region.settle(found.z, f.packing))
+
+
+def _told(bound: Any, usual: float) -> bool:
+    """Whether a bound is another than the usual."""
+    return not isinstance(bound, int | float) or bound != usual
 
 
 def per_row(value: float | Tensor, f: Probe, name: str) -> Tensor:

@@ -61,6 +61,7 @@ class EOT(Attack):
 
     def _posed(self, f: Probe) -> Probe:
         noise = Noise(self.seed, type(self).__name__, identities(f.point))
+        f = self.attack._posed(f)  # it may be another one of these
         if self.transform is None:
             return Viewed.of_probe(f, f.everyone, noise, times=self.draws)
         return Viewed.of_probe(f, f.everyone, noise, shown=[Draws(self.transform, self.draws)])

@@ -605,8 +605,9 @@ class Probe:
 
     def _count(self, rows: Tensor, forward: int = 1, backward: int = 0, scores: Tensor | None = None) -> None:
         assert self.meter is not None
-        if self.meter.asked is not None and scores is not None and scores.ndim == 1:
-            self.meter.asked.append((self.owner(rows), scores.detach()))
+        noted = None if self.meter.asked is None or scores is None else self.of.noted(scores)
+        if self.meter.asked is not None and noted is not None:
+            self.meter.asked.append((self.owner(rows), noted.detach()))
         rows = self.owner(rows)
         one = torch.ones_like(rows)
         for meter, passes in ((self.meter.forward, forward), (self.meter.backward, backward)):

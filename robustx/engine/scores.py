@@ -48,6 +48,10 @@ class Score(ABC):
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         return self.value(out, rows)
 
+    def noted(self, value: Tensor) -> Tensor | None:
+        """What of the values the history of a search keeps [N]; None: nothing, as they tell not how far it has come."""
+        return None
+
     def made(self, out: Any) -> Any:
         """``out``, as far as functions of the user's own read it: ``value`` takes that in its place."""
         return out

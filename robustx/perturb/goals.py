@@ -71,21 +71,21 @@ def as_logits(out: Any, rows: Tensor) -> Tensor:
     Raises:
         OutputError: there are no class scores.
     """
-    out = tensor_output(out, rows)
-    if out.ndim == 1 or out.shape[1:] == (1,):
-        half = out.reshape(len(out), 1) / 2
+    scores = tensor_output(out, rows)
+    if scores.ndim == 1 or scores.shape[1:] == (1,):
+        half = scores.reshape(len(scores), 1) / 2
         return torch.cat([-half, half], 1)
-    if out.ndim != 2 or not out.shape[1]:
+    if scores.ndim != 2 or not scores.shape[1]:
         raise OutputError(
-            f"model must return class scores [B, K], or one logit for each example, got shape {tuple(out.shape)}; "
+            f"model must return class scores [B, K], or one logit for each example, got shape {tuple(scores.shape)}; "
             "return one row of scores for each example, or give a goal"
         )
-    tolerance = 1e-5 if out.dtype in (torch.float32, torch.float64) else 1e-2
-    add_up = (out.sum(1) - 1).abs() < tolerance
+    tolerance = 1e-5 if scores.dtype in (torch.float32, torch.float64) else 1e-2
+    add_up = (scores.sum(1) - 1).abs() < tolerance
     if not bool(add_up.any()):  # logits, nearly always
-        return out
-    probabilities = (out >= 0).all(1) & (out <= 1).all(1) & add_up
-    return torch.where(probabilities[:, None], out.clamp(min=torch.finfo(out.dtype).tiny).log(), out)
+        return scores
+    probabilities = (scores >= 0).all(1) & (scores <= 1).all(1) & add_up
+    return torch.where(probabilities[:, None], scores.clamp(min=torch.finfo(scores.dtype).tiny).log(), scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +113,9 @@ class Goal(Score):
     def hair(self, before: Tensor) -> Tensor:
         """A little more that a search may ask for [B]: a share of the margins at the start, whatever their units."""
         return torch.where(before == 0, 1e-4, 1e-4 * before.abs().clamp(max=1))
+
+    def noted(self, value: Tensor) -> Tensor:
+        return value
 
     def firm(self, by: float | Tensor) -> Self:
         """The same goal, by so much more."""
@@ -272,6 +275,9 @@ class Boundaries(Score):
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         return self.goal.leads(out, rows, self.count)
 
+    def noted(self, value: Tensor) -> Tensor:
+        return value[:, 0]
+
 
 @dataclass(frozen=True, eq=False)
 class Progress(Score):
@@ -281,6 +287,9 @@ class Progress(Score):
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
         return torch.stack([self.goal.value(out, rows), self.goal.pull(out, rows)], 1)
+
+    def noted(self, value: Tensor) -> Tensor:
+        return value[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,6 +330,10 @@ def aim(f: Probe, goal: Any, y: Any, targeted: bool = False, loss: str | Loss = 
     """The goal itself, if there is one (a function from outputs to margins will do), else that of the classes ``y``."""
     if goal is None:
         return class_goal(f, y, targeted, loss)
+    if targeted:
+        raise ValueError(
+            "targeted=True is about the classes y, but there is a goal of its own; leave out one of the two"
+        )
     if not isinstance(goal, Goal) and not callable(goal):
         raise TypeError(f"goal must be a Goal or a function from outputs to margins, got {type(goal).__name__}")
     return goal if isinstance(goal, Goal) else Until(goal)

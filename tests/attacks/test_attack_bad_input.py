@@ -58,6 +58,7 @@ CASES = {
     "bounds of a wrong shape": ({"bounds": (0, torch.ones(3, 4))}, ValueError, "bounds", "(3, 4)", "(3, 5)"),
     "bounds that are no pair": ({"bounds": 1}, ValueError, "bounds", "pair", "(0, 1)"),
     "bounds with three parts": ({"bounds": (0, 1, 2)}, ValueError, "bounds", "pair", "(0, 1)"),
+    "bounds twice": ({"lower_bound": -1.0}, ValueError, "bounds", "lower_bound and upper_bound"),
     "no bounds for L0": ({"bounds": (-inf, inf), "norm": "L0"}, ValueError, "bounds", "finite", "(0, 1)"),
     # budgets
     "eps negative": ({"eps": -0.1}, ValueError, "eps", "negative", "-0.1"),
@@ -67,6 +68,7 @@ CASES = {
     "eps of a wrong length": ({"eps": torch.ones(2)}, ValueError, "eps", "(2,)", "[3]", "torch.full"),
     "eps of a wrong shape": ({"eps": torch.ones(3, 1)}, ValueError, "eps", "(3, 1)", "[3]"),
     "eps of a call": ({"how": {"eps": -1}}, ValueError, "eps", "negative", "-1"),
+    "eps of each example in a list": ({"how": {"eps": [torch.ones(3), 0.1]}}, ValueError, "numbers", "once for each"),
     "mask of a wrong shape": ({"how": {"mask": torch.ones(2, 5)}}, ValueError, "mask", "(2, 5)", "(3, 5)"),
     "mask of too many parts": ({"how": {"mask": (torch.ones(5),) * 2}}, ValueError, "mask", "(5,)", "(3, 5)"),
     "step_size negative": ({"step_size": -1.0}, ValueError, "step_size", "negative"),
@@ -80,6 +82,12 @@ CASES = {
     "y too short": ({"y": Y[:2]}, ValueError, "y", "(2,)", "[3]"),
     "y of positions": ({"y": [(0, 1)] * 3}, ValueError, "y", "one class per example", "goal"),
     "no y to reach": ({"y": None, "targeted": True}, ValueError, "targeted=True needs y"),
+    "a goal and a class to reach": (
+        {"targeted": True, "how": {"goal": lambda out: out[:, 0]}},
+        ValueError,
+        "targeted=True",
+        "goal",
+    ),
     # models
     "a model that returns a tuple": ({"model": Pair()}, OutputError, "tuple of 2", "model(x)[0]"),
     "a model with two axes": ({"model": lambda x: x[:, :, None], "y": Y * 0}, OutputError, "(3, 5, 1)", "one logit"),
@@ -102,7 +110,7 @@ CASES = {
     "integers on the way": ({"model": Rounding(), "y": None}, ModelError, "no gradient", "rounding"),
     "no model": ({"model": 3}, TypeError, "forward_func", "callable", "int"),
     # names and numbers
-    "an unknown attack": ({"attack": "pdg"}, ValueError, "'pdg'", "did you mean 'pgd'?", "fgsm"),
+    "an unknown attack": ({"attack": "pgdd"}, ValueError, "'pgdd'", "did you mean 'pgd'?", "fgsm"),
     "an unknown norm": ({"norm": "L3"}, ValueError, "norm", "'L3'", "L0, L1, L2, Linf"),
     "an unknown loss": ({"loss_func": "crossentropy"}, ValueError, "loss", "'crossentropy'", "'ce', 'margin', 'dlr'"),
     "steps negative": ({"steps": -1}, ValueError, "steps", "whole number", "-1"),

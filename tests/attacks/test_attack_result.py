@@ -73,6 +73,18 @@ def test_levels(norm, name, levels):
     assert result.success.sum() > 8 or levels == 2
 
 
+@pytest.mark.parametrize("way", ["run", "perturb"])
+def test_levels_are_those_of_files_to_the_bit(way):
+    """What changed is k / 255 as it is read from a file of 8 bits, so that a picture that was saved fools as well."""
+    model = mlp(dtype=torch.float32)
+    x, y = examples(model, count=24, dtype=torch.float32)
+    attack = make("pgd", model, bounds=(0, 1), eps=0.2, steps=6, levels=256)
+    z = attack(x, y) if way == "run" else attack.perturb(x, 0.2, 0.05, 6, y)
+    changed = z != x
+    assert changed.any() and torch.equal(z[changed], ((z * 255).round() / 255)[changed])
+    assert ((z - x).abs() <= 0.2).all()
+
+
 def test_rounding_does_not_undo_what_can_be_kept():
     """One weight for all: the nearest level may fall short of the boundary, the next one outward does not."""
     model = affine(4, 2, dtype=torch.float64)
@@ -109,6 +121,18 @@ def test_history(batch_size):
     best = result.history.nan_to_num(-torch.inf).amax(1)
     assert_close(best[standing], result.margin[standing], rtol=0, atol=1e-6)
     assert attack.run(x, y).history is None
+
+
+@pytest.mark.parametrize("name", ["pgd", "square", "deepfool", "fab"])
+def test_a_history_has_every_pass_of_the_search(name):
+    net = mlp()
+    x, y = examples(net)
+    result = make(name, net, bounds=(0, 1), eps=0.04, steps=6).run(x, y, history=True)
+    assert result.history.isfinite().sum(1).tolist() == (result.forwards - 1).tolist()  # the first one is no search
+    last = result.history.isfinite().sum(1) - 1
+    moved = result.distance > 0
+    assert moved.any()
+    assert_close(result.history[moved, last[moved]], result.margin[moved], rtol=0, atol=1e-9)
 
 
 def test_parts_and_wholes():

@@ -91,6 +91,23 @@ def test_all_gradients_at_once_are_those_of_each_score(case):
     assert ways.shape == (len(x), 3, 18)
 
 
+def test_one_transformation_after_another(case):
+    """An expectation of an expectation draws from both."""
+    model, x, y = case
+    drawn = [0, 0]
+
+    def counting(which):
+        def transform(t):
+            drawn[which] += 1
+            return jitter(t)
+
+        return transform
+
+    attack = EOT(PGD(model, bounds=(0, 1), eps=0.1, steps=2), counting(0), draws=3)
+    result = EOT(attack, counting(1), draws=2).run(x, y)
+    assert drawn[0] == drawn[1] == result.forwards.sum() and (result.forwards % 6 == 0).all()
+
+
 def mean_margin(model, x, y, transform, count):
     """Over so many draws, example by example [B]."""
     torch.manual_seed(1)
