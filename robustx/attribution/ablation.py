@@ -18,7 +18,7 @@ from ..engine.randomness import Noise, identities
 from ..engine.sites import Layer
 from ..perturb.features import Features, Windows, features_of
 from ..perturb.references import Giver, here, through
-from .base import LayerAttribution, NeuronAttribution, PerturbationAttribution
+from .base import LayerAttribution, NeuronAttribution, PerturbationAttribution, uneven
 from .coalitions import Coalitions, alone
 from .noise import drawing
 
@@ -136,7 +136,9 @@ class FeatureAblation(PerturbationAttribution):
         batch, gets one map for each number: [outputs, ...].
 
         Args:
-            inputs, baselines, target, additional_forward_args: see :class:`Attribution`; inputs may hold integers.
+            inputs, baselines, target, additional_forward_args: see :class:`Attribution`; inputs may hold integers. If
+                they have different numbers of rows, features give way in all rows at once, and each number of the
+                output gets a map.
             feature_mask: integers that broadcast to the inputs (a tuple for a tuple); elements with the same id, also
                 in different tensors, are one feature. Or any :class:`robustx.perturb.Features`. Default: each element
                 is one.
@@ -145,6 +147,9 @@ class FeatureAblation(PerturbationAttribution):
             kwargs: what Captum hands on to derived classes; a warning names what is not used.
         """
         _unused(kwargs)
+        if uneven(inputs):
+            further = {"show_progress": show_progress, "additional_forward_kwargs": additional_forward_kwargs}
+            return self._as_one(inputs, baselines, target, additional_forward_args, feature_mask, **further)
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         players = Coalitions(f.patched(), features_of(feature_mask, f.inputs, door.names), through(baselines))
         return door.out(players.maps(feature_ablation(players, self._title, show_progress)))

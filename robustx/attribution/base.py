@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.futures import Future
 from torch.utils._pytree import tree_leaves
@@ -185,6 +187,44 @@ class PerturbationAttribution(Attribution):
         """Without a target the whole output; and a target may leave several numbers."""
         return target if isinstance(target, Score) else Everything() if target is None else Part(target)
 
+    def _as_one(
+        self, inputs: Sequence[Tensor], baselines: Any, target: Any, args: Any, mask: Any, **options: Any
+    ) -> tuple[Tensor, ...]:
+        """``attribute`` for inputs with different numbers of rows: as one example, whose features go from all rows.
+
+        Such as a table [B, D] beside ids of any number for all of it; the model's answer has as many numbers as it has,
+        and there is a map [numbers, ...] for each of them.
+        """
+        model, further = self.forward_func, () if args is None else args if isinstance(args, tuple) else (args,)
+
+        def together(*one: Tensor, **kwargs: Any) -> Tensor:
+            out = model(*(t[0] for t in one), *further, **kwargs)
+            if target is not None:
+                out = self._score(target).value(out, torch.arange(len(out), device=out.device))
+            return torch.as_tensor(out)[None]
+
+        def rows(v: Any, t: Tensor) -> Any:
+            return v.to(t.device).expand(t.shape)[None] if isinstance(v, Tensor) else v
+
+        first, masks = 0, []
+        for t in inputs:
+            masks.append(torch.arange(first, first + prod(t.shape[1:]), device=t.device).reshape(1, *t.shape[1:]))
+            first += masks[-1].numel()
+        masks = masks if mask is None else mask
+        if isinstance(baselines, tuple | list):
+            baselines = tuple(rows(b, t) for b, t in zip(baselines, inputs, strict=True))
+        one = copy(self)
+        one.forward_func = together
+        found = one.attribute(
+            tuple(t[None] for t in inputs),
+            baselines=baselines,
+            feature_mask=tuple(rows(m, t) for m, t in zip(masks, inputs, strict=True)),
+            perturbations_per_eval=1,
+            **options,
+        )
+        shown = (_row(a, len(a.shape) - t.ndim, t) for a, t in zip(found, inputs, strict=True))
+        return tuple(a[0] if a.ndim > t.ndim else a for a, t in zip(shown, inputs, strict=True))
+
     def _later(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """What ``attribute`` gives for a model that returns futures, as a future that is done.
 
@@ -200,6 +240,17 @@ class PerturbationAttribution(Attribution):
         answer: Future[Any] = Future(devices=list(devices))
         answer.set_result(found)
         return answer
+
+
+def uneven(inputs: Any) -> bool:
+    """Whether inputs are tensors of different numbers of rows."""
+    tensors = isinstance(inputs, tuple | list) and all(isinstance(t, Tensor) and t.ndim for t in inputs)
+    return tensors and len(set(map(len, inputs))) > 1
+
+
+def _row(maps: Tensor, axis: int, t: Tensor) -> Tensor:
+    """The first of the rows of ``t``, all of which are shown alike; zeros where there is none."""
+    return maps.select(axis, 0) if len(t) else maps.new_zeros(*maps.shape[:axis], *t.shape[1:])
 
 
 class LayerAttribution(Attribution):

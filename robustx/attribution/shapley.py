@@ -18,7 +18,7 @@ from ..engine.probe import Door, Probe
 from ..perturb.features import Features, Partition, features_of
 from ..perturb.hierarchy import Hierarchy, halves, leaves, nodes
 from ..perturb.references import through
-from .base import PerturbationAttribution
+from .base import PerturbationAttribution, uneven
 from .coalitions import Coalitions
 from .noise import drawing
 from .partition import partition_values
@@ -510,7 +510,8 @@ class ShapleyValueSampling(_Shares):
         A model that answers for the whole batch at once gets [*outputs, ...], and at least one of them.
 
         Args:
-            inputs, baselines, target, additional_forward_args: see :class:`Attribution`; inputs may hold integers.
+            inputs, baselines, target, additional_forward_args: see :class:`Attribution`; inputs may hold integers. If
+                they have different numbers of rows, features give way in all rows at once: [*outputs, ...].
             feature_mask: integers that broadcast to the inputs (a tuple for a tuple); elements with the same id, also
                 in different tensors, are one feature. Default: each element is one.
             n_samples: orders; each costs as many rows as there are features, less one.
@@ -530,6 +531,13 @@ class ShapleyValueSampling(_Shares):
         if sampling not in get_args(Sampling):
             raise ArgumentError(f"sampling must be one of {', '.join(map(repr, get_args(Sampling)))}, got {sampling!r}")
         assert count is not None
+        if uneven(inputs):
+            if return_intervals:
+                raise ArgumentError("return_intervals is for inputs with as many rows each; leave it out")
+            further: dict[str, Any] = {"n_samples": count, "seed": seed, "sampling": sampling, "precision": precision}
+            further |= {"confidence": confidence, "show_progress": show_progress}
+            further["additional_forward_kwargs"] = additional_forward_kwargs
+            return self._as_one(inputs, baselines, target, additional_forward_args, feature_mask, **further)
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         players = Coalitions(f, features_of(feature_mask, f.inputs, door.names), through(baselines))
         options = {"precision": precision, "confidence": confidence, "what": self._title, "show": show_progress}
@@ -571,6 +579,9 @@ class ShapleyValues(_Shares):
         additional_forward_kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Attributions as of :class:`ShapleyValueSampling`, with its arguments."""
+        if uneven(inputs):
+            further = {"show_progress": show_progress, "additional_forward_kwargs": additional_forward_kwargs}
+            return self._as_one(inputs, baselines, target, additional_forward_args, feature_mask, **further)
         door, f = self._bind(inputs, target, additional_forward_args, additional_forward_kwargs, perturbations_per_eval)
         players = Coalitions(f, features_of(feature_mask, f.inputs, door.names), through(baselines))
         _warn_of(players)

@@ -278,3 +278,39 @@ def test_what_is_not_used_is_named(model):
     x = torch.randn(4, 5).double()
     with pytest.warns(UserWarning, match="attribute makes no use of feature_masks"):
         FeatureAblation(model).attribute(x, target=0, feature_masks=torch.tensor([0, 0, 1, 1, 1]))
+
+
+def scalar(table, ids):
+    return table.sum() ** 2 + ids.sum()
+
+
+def of_rows(table, ids):
+    return table.sum(1) * (1 + ids.sum())
+
+
+def of_columns(table, ids):
+    return torch.stack([table.sum(1), table.sum(1) * ids.sum()], 1)
+
+
+UNEVEN = {
+    "none": torch.zeros(0),
+    "some": torch.tensor([1.0, 7.0, 2.0, 4.0, 5.0]),
+    "none of two": torch.zeros(0, 2),
+    "some of two": torch.tensor([[1.0, 7.0], [2.0, 4.0], [5.0, 3.0], [0.0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("second", UNEVEN)
+@pytest.mark.parametrize("function, target", [(scalar, None), (of_rows, None), (of_columns, 1)])
+@pytest.mark.parametrize("more", [{}, {"baselines": (0.5, 1)}, {"masked": True}], ids=str)
+def test_inputs_with_different_numbers_of_rows(second, function, target, more):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 4), UNEVEN[second]
+    options = {k: v for k, v in more.items() if k != "masked"}
+    if more.get("masked"):
+        width = inputs[1].shape[1:]
+        options["feature_mask"] = torch.tensor([[0, 0, 1, 2]]), 2 + torch.arange(width.numel()).reshape(1, *width)
+    ours = FeatureAblation(function).attribute(inputs, target=target, **options)
+    theirs = captum.attr.FeatureAblation(function).attribute(inputs, target=target, **options)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert_close(mine, its, rtol=0, atol=2e-5)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.futures import Future
 from torch.testing import assert_close
 
+import robustx.attribution
 from robustx.attribution import (
     BanzhafValues,
     OwenValues,
@@ -550,3 +551,22 @@ def test_hierarchies_that_do_not_fit(tree, words):
         OwenValues(mlp()).attribute(X, target=0, hierarchy=tree)
     with pytest.raises(ValueError, match="with how many to begin"):
         OwenValues(mlp()).attribute(X, target=0, precision=0.1)
+
+
+@pytest.mark.parametrize("name", ["ShapleyValueSampling", "ShapleyValues"])
+@pytest.mark.parametrize("function", [lambda a, b: a.sum() ** 2 * b.sum(), lambda a, b: a.sum(1) * (1 + b.prod())])
+@pytest.mark.parametrize("second", [torch.tensor([1.0, 2.0, 0.5, 2.0, 1.5]), torch.rand(5, 2)], ids=["ids", "table"])
+def test_inputs_with_different_numbers_of_rows(name, function, second):
+    inputs, found = (torch.randn(3, 4), second), []
+    for library in (robustx.attribution, captum.attr):
+        torch.manual_seed(0)
+        found.append(getattr(library, name)(function).attribute(inputs))
+    for mine, its in zip(*found, strict=True):
+        assert_close(mine, its, rtol=0, atol=1e-4)
+
+
+def test_no_intervals_for_inputs_with_different_numbers_of_rows():
+    with pytest.raises(ValueError, match="return_intervals"):
+        ShapleyValueSampling(lambda a, b: a.sum() + b.sum()).attribute(
+            (torch.ones(3, 2), torch.ones(4)), return_intervals=True
+        )
