@@ -16,7 +16,7 @@ from .fab import FAB
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .minimal import DDN, FMN, TrustRegion, ddn, fmn, trust_region
 from .portfolio import Portfolio, minimal_distance
-from .search import Bisection, MinParamPerturbation, bisect
+from .search import Bisection, MinParamPerturbation, bisect, sure
 from .sparse import JSMA, VFGA, SigmaZero, SparseFool, jsma, sigma_zero, sparsefool, vfga
 from .square import Square
 from .wrappers import BPDA, EOT
@@ -179,6 +179,7 @@ __all__ = [
     "pgd",
     "sigma_zero",
     "sparsefool",
+    "sure",
     "trust_region",
     "vfga",
 ]
