@@ -102,7 +102,7 @@ class FGSM(Perturbation):
     """
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
-        return fgsm(f, region, rows)
+        return fgsm(f, region.reachable(), rows)
 
     def perturb(
         self,
@@ -220,6 +220,7 @@ class PGD(Perturbation):
 
     def start(self, region: Region, noise: Noise) -> Tensor:
         """Random points to start from."""
+        region = region.reachable()
         if self.random_step is None:
             return region.draw(noise)
         way = noise.normal(region.centre.shape[1], region.centre)
@@ -229,7 +230,7 @@ class PGD(Perturbation):
         """Of a step, for each of the rows [N]."""
         if self.step_size is not None:
             return per_row(self.step_size, f, "step_size")[rows]
-        return self.reach * region.radius / max(self.steps, 1)
+        return self.reach * region.reachable().radius / max(self.steps, 1)
 
     def perturb(
         self,

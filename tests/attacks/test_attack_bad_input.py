@@ -69,6 +69,12 @@ CASES = {
     "eps of a wrong shape": ({"eps": torch.ones(3, 1)}, ValueError, "eps", "(3, 1)", "[3]"),
     "eps of a call": ({"how": {"eps": -1}}, ValueError, "eps", "negative", "-1"),
     "eps of each example in a list": ({"how": {"eps": [torch.ones(3), 0.1]}}, ValueError, "numbers", "once for each"),
+    "eps without end": ({"eps": inf, "bounds": (-inf, inf)}, ValueError, "eps must be finite", "bounds"),
+    "eps without end, in one step": (
+        {"attack": "fgsm", "eps": inf, "bounds": (-inf, inf)},
+        ValueError,
+        "eps must be finite",
+    ),
     "mask of a wrong shape": ({"how": {"mask": torch.ones(2, 5)}}, ValueError, "mask", "(2, 5)", "(3, 5)"),
     "mask of too many parts": ({"how": {"mask": (torch.ones(5),) * 2}}, ValueError, "mask", "(5,)", "(3, 5)"),
     "step_size negative": ({"step_size": -1.0}, ValueError, "step_size", "negative"),
