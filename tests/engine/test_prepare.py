@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from attack_cases import Counted
+from attack_cases import BUDGET, CASES, Counted
 from contest import peak
 from models import InPlaceCNN
 from torch import nn
@@ -432,6 +432,21 @@ def test_what_an_attack_finds_holds_for_the_model_itself(precision, norm):
     assert (result.distance <= eps + 1e-6).all()
     plain = PGD(net, bounds=(0, 1), norm=norm, eps=eps, steps=8, precision=None).run(x, y)
     assert (result.success != plain.success).sum() <= (2 if precision == "fast" else 0)
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("case", {case.told: case for case in reversed(CASES)}.values(), ids=str)
+def test_every_attack_tells_what_holds_for_the_model_itself(case, precision):
+    net = small(torch.float32)
+    x, y = (t[-12:] for t in examples(net, torch.float32))
+    model, eps = Counted(net, len(x)), 3 * BUDGET[case.norm]
+    result = case(model, eps=eps, precision=precision).run(x, y, additional_forward_args=torch.arange(len(x)))
+    assert result.forwards.tolist() == model.forwards.tolist()
+    assert result.backwards.tolist() == model.backwards.tolist()
+    with torch.no_grad():
+        assert result.success.tolist() == (net(result.adversarial).argmax(1) != y).tolist()
+    assert (result.distance <= eps * (1 + 1e-6)).all()
+    assert result.success[-3:].all()  # these were wrong before
 
 
 def test_what_the_model_does_not_confirm_is_searched_again():
