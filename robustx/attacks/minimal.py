@@ -122,14 +122,14 @@ def ddn(f: Probe, region: Region, rows: Tensor, steps: int, start: Tensor, share
 
 @dataclass(frozen=True, eq=False)
 class _Trusting(Active):
-    """Rows that trust the linear model as far as ``radius`` [n].
+    """Rows that trust the linear model for a ``share`` [n] of the way that it foretold.
 
     Args:
         lead: by how much the rival led before the last step [n].
         gain: what the step was hoped to add to that [n].
     """
 
-    radius: Tensor
+    share: Tensor
     lead: Tensor
     gain: Tensor
 
@@ -138,35 +138,35 @@ def trust_region(f: Probe, region: Region, rows: Tensor, steps: int, share: floa
     """Least steps to the nearest rival's boundary, none longer than the linear model has proved good for.
 
     Yao et al. (CVPR 2019), algorithm 1: where a step gained more than nine tenths of what was hoped for, the radius
-    grows by a fifth; where it gained less than half, it shrinks. The first one is a ``share`` of the way to the
-    boundary, to first order, and none is shorter than what lets ``steps`` of them go twice that way. A row leaves when
-    it reaches the goal; its point is then drawn back straight towards the centre.
+    grows by a fifth; where it gained less than half, it shrinks. Radii are shares of the way to the boundary that the
+    first gradient foretells: ``share`` at first, never above a twentieth, never so little that ``steps`` of them would
+    not go twice that way. A row leaves when it reaches the goal; its point is then drawn back towards the centre.
     """
     norm, best, g = region.norm, Found.nothing(region.centre), facing(f, region, rows, candidates)
-    first = floor = torch.zeros_like(region.radius)
-    a = _Trusting.of(rows, region, None, first, first, first)
+    least, most = 2 / max(steps, 1), max(2 / max(steps, 1), 0.05)
+    even = torch.ones_like(region.radius)
+    a, first, way = _Trusting.of(rows, region, None, share * even, even, even), even, even
     for step in range(steps + 1):
         told, slopes = g.grad(a.z, a.rows) if step < steps else (g.value(a.z, a.rows), a.z[:, None])
-        margin, lead, way = told[:, 0], told[:, 1].to(a.z), slopes[:, 0]
+        margin, lead, slope = told[:, 0], told[:, 1].to(a.z), slopes[:, 0]
         best = best.put(a.index, best.at(a.index).smaller(Found(a.z, margin, a.region.size(a.z))))
         if step == 0:
             first = -lead
-            warn_if_flat(margin, way)
-        going = (margin <= 0) & way.any(1)
-        a, lead, way = a.at(going), lead[going], way[going]
+            way = norm.size(norm.least(slope, first, region.room(region.centre, slope)))
+            warn_if_flat(margin, slope)
+        going = (margin <= 0) & slope.any(1)
+        a, lead, slope = a.at(going), lead[going], slope[going]
         if step == steps or not len(a):
             break
-        room = a.region.room(a.z, way)
-        least = norm.least(way, torch.maximum(-1.001 * lead, first[a.index] / 50), room)  # the last steps arrive, too
-        kept = (lead - a.lead) / a.gain  # the share of what was hoped for
-        radius = a.radius * torch.where(kept > 0.9, 1.2, torch.where(kept < 0.5, 1 / 1.2, 1.0))
-        if step == 0:
-            radius, short = share * norm.size(least), 2 / steps * norm.size(least)
-            floor = floor.index_copy(0, a.index, short)
-        radius = torch.maximum(radius, floor[a.index])
-        within = (norm.size(least) <= radius)[:, None]
-        move = torch.where(within, least, norm.steepest(way, radius, room))
-        a = a.to(z=a.region.project(a.z + move), radius=radius, lead=lead, gain=(way * move).sum(1))
+        trust, kept = a.share, (lead - a.lead) / a.gain  # the part of what was hoped for
+        if step:
+            trust = trust * torch.where(kept > 0.9, 1.2, torch.where(kept < 0.5, 1 / 1.2, 1.0))
+        trust = trust.clamp(least, most)
+        room, radius = a.region.room(a.z, slope), trust * way[a.index]
+        whole = norm.least(slope, torch.maximum(-1.001 * lead, first[a.index] / 50), room)  # the last step arrives, too
+        part = norm.steepest(slope, radius, room)
+        move = torch.where((norm.size(whole) <= radius)[:, None], whole, part)
+        a = a.to(z=a.region.project(a.z + move), share=trust, lead=lead, gain=(slope * move).sum(1))
     return shrunk(f, region, rows, best)
 
 
@@ -278,7 +278,7 @@ class TrustRegion(Descent):
     Arguments as for :class:`Descent` (``loss_func`` has no say: what is climbed is the rival's lead), and
 
     Args:
-        share: the first radius, in shares of the way to the boundary.
+        share: the first radius, in shares of the way to the boundary, to first order; at most a twentieth.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 2)
