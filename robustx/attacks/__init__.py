@@ -7,7 +7,7 @@ from typing import Any
 
 from .apgd import APGD
 from .auto import AutoAttack
-from .base import Active, Attack, AttackResult, Found, Perturbation, ZeroGradientWarning
+from .base import Active, Attack, Found, Perturbation, ZeroGradientWarning
 from .carlini import CW, EAD, cw_l0, cw_l2, cw_linf, ead
 from .compare import AttackComparator
 from .deepfool import DeepFool, SuperDeepFool
@@ -16,6 +16,7 @@ from .fab import FAB
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .minimal import DDN, FMN, TrustRegion, ddn, fmn, trust_region
 from .portfolio import Portfolio, minimal_distance
+from .result import AttackResult
 from .search import Bisection, MinParamPerturbation, bisect, sure
 from .sparse import JSMA, VFGA, SigmaZero, SparseFool, jsma, sigma_zero, sparsefool, vfga
 from .square import Square
@@ -71,12 +72,6 @@ ATTACKS: dict[str, Named] = {
     "ti-fgsm": Named(TransferPGD, {"kernel": 15}),
     "vmi-fgsm": Named(TransferPGD, {"neighbours": 20}),
     "vni-fgsm": Named(TransferPGD, {"neighbours": 20, "nesterov": True}),
-    "cw": Named(CW),
-    "ead": Named(EAD),
-    "sigma-zero": Named(SigmaZero),
-    "vfga": Named(VFGA),
-    "jsma": Named(JSMA),
-    "sparsefool": Named(SparseFool),
     "deepfool": Named(DeepFool),
     "superdeepfool": Named(SuperDeepFool),
     "fmn": Named(FMN),
@@ -85,6 +80,12 @@ ATTACKS: dict[str, Named] = {
     "trust-region": Named(TrustRegion),
     "pdpgd": Named(PDPGD),
     "pdgd": Named(PDGD),
+    "cw": Named(CW),
+    "ead": Named(EAD),
+    "sigma-zero": Named(SigmaZero),
+    "vfga": Named(VFGA),
+    "jsma": Named(JSMA),
+    "sparsefool": Named(SparseFool),
     "fab": Named(FAB),
     "fab-t": Named(FAB, {"targets": 9}),
     "bisection": Named(Bisection),
