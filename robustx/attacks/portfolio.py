@@ -123,9 +123,9 @@ def minimal_distance(
 ) -> AttackResult:
     """How near the closest point of another class lies, as far as a :class:`Portfolio` of attacks finds it.
 
-    ``distance`` is a verified upper bound for each example, ``adversarial`` the point, ``by`` the attack that found it,
-    ``forwards`` and ``backwards`` what it cost. ``options`` are those of the class; the others as in
-    :meth:`robustx.attacks.Attack.run`.
+    ``distance`` is a verified upper bound for each example with ``success`` (where nothing was found it is 0, that of the
+    input, which bounds nothing), ``adversarial`` the point, ``by`` the attack that found it, ``forwards`` and
+    ``backwards`` what it cost. ``options`` are those of the class; the others as in :meth:`robustx.attacks.Attack.run`.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 2)

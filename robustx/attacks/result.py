@@ -24,15 +24,16 @@ class AttackResult:
             returned unchanged; where nothing was found, the best try is (the input, from attacks that look for the
             nearest point).
         success: whether the returned tensors reach the goal, asked of the model once more [B].
-        distance: how far they are from the inputs in the attack's norm [B].
+        distance: how far they are from the inputs in the attack's norm [B]; of those that look for the nearest point it
+            is 0 where they found none, so that it says something only with ``success``.
         margin: by how much the goal is reached (below 0: missed) [B].
         forwards, backwards: how often each example went through the model [B]. Of several budgets, each counts what it
             cost beyond the larger ones.
         inputs: what was attacked.
         norm: the name of the norm.
         eps: the budgets [B].
-        history: with ``history=True`` the margin each time that the model was asked for it, the last time of what came
-            back [B, T]; NaN behind.
+        history: with ``history=True`` the margin each time that a search asked the model for it, and of what came back
+            where that moved [B, T]; NaN behind.
         by: which attack found the point of each example, from those that are made of several.
     """
 
