@@ -123,8 +123,8 @@ def minimal_distance(
 ) -> AttackResult:
     """How near the closest point of another class lies, as far as a :class:`Portfolio` of attacks finds it.
 
-    ``distance`` is a verified upper bound for each example with ``success`` (where nothing was found it is 0, that of the
-    input, which bounds nothing), ``adversarial`` the point, ``by`` the attack that found it, ``forwards`` and
+    ``distance`` is a verified upper bound for each example with ``success`` (where nothing was found it is 0, as of the
+    input, and bounds nothing), ``adversarial`` the point, ``by`` the attack that found it, ``forwards`` and
     ``backwards`` what it cost. ``options`` are those of the class; the others as in :meth:`robustx.attacks.Attack.run`.
 
     >>> import torch
