@@ -49,7 +49,7 @@ def main() -> None:
     moved = result.adversarial * unit + low
     for i, (row, new) in enumerate(zip(x, moved, strict=False)):
         if not result.success[i]:
-            print(f"row {i}: {int(before[i])} stays, whatever the columns that may change say")
+            print(f"row {i}: no way from {int(before[i])} to another answer was found")
             continue
         changed = (result.adversarial[i] != result.inputs[i]).nonzero().flatten().tolist()
         changed.sort(key=lambda j: -abs(float(new[j] - row[j]) / float(unit[j])))
