@@ -263,7 +263,7 @@ class DDN(Descent):
 
     norms = ("L2",)
 
-    def __init__(self, *args: Any, share: float = 8.0, gamma: float = 0.05, **options: Any) -> None:
+    def __init__(self, *args: Any, share: float = 16.0, gamma: float = 0.05, **options: Any) -> None:
         super().__init__(*args, **options)
         self.share, self.gamma = share, gamma
 

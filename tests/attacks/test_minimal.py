@@ -52,7 +52,7 @@ def test_affine_classifiers_in_a_box(name, norm):
 
 FUNCTIONS = {
     "fmn": lambda f, region, start: fmn(f, region, f.everyone, 300, start, 2.0, 0.05),
-    "ddn": lambda f, region, start: ddn(f, region, f.everyone, 100, start, 8.0, 0.05),
+    "ddn": lambda f, region, start: ddn(f, region, f.everyone, 100, start, 16.0, 0.05),
     "alma": lambda f, region, start: alma(f, region, f.everyone, 300, start, 2.0),
     "trust-region": lambda f, region, start: trust_region(f, region, f.everyone, 100, 0.03, None),
     "pdpgd": lambda f, region, start: pdpgd(f, region, f.everyone, 300, start, 1.0),
