@@ -242,13 +242,13 @@ class AutoAttack(Attack):
     @guarded
     def _right(self, x: Tensor, y: Tensor, bs: int) -> Tensor:
         """Where the model does not err [B]."""
-        f = Door.open(x).probe(self.forward_func, limit=bs)
+        f = Door.open(x).probe(self.forward_func, limit=min(bs, self.batch_size or bs))
         return ~(f.to(of=class_goal(f, y)).score > 0)
 
     @guarded
     def _answers(self, x: Tensor, bs: int) -> Tensor:
         """The model's classes [B]."""
-        f = Door.open(x).probe(self.forward_func, limit=bs)
+        f = Door.open(x).probe(self.forward_func, limit=min(bs, self.batch_size or bs))
         return as_logits(f.to(of=Everything()).score, f.everyone).argmax(1)
 
     @guarded

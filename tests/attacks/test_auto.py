@@ -309,6 +309,16 @@ def test_goes_on_where_it_ended(robust, tmp_path, passes):
         AutoAttack(model, **options).run_standard_evaluation(x, (y + 1) % 10, state_path=path)
 
 
+def test_no_pass_has_more_rows_than_asked_for():
+    """Neither those of the attacks nor the looks before and behind them."""
+    net, sizes = mlp(dtype=torch.float32), []
+    x, y = examples(net, dtype=torch.float32)
+    net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    adversary = AutoAttack(net, eps=0.03, verbose=False, steps=2, batch_size=3)
+    adversary.run_standard_evaluation(x, y, bs=5, return_labels=True)
+    assert max(sizes) == 3
+
+
 def test_does_not_go_on_with_another_model(tmp_path):
     """Nor with budgets that differ in digits that are not printed; functions have the weights of what they call."""
     net, path = mlp(dtype=torch.float32), tmp_path / "state.safetensors"
