@@ -12,7 +12,7 @@ from ..engine.checks import whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import Goal, Loss
-from ..perturb.norms import L2
+from ..perturb.norms import L1, L2
 from ..perturb.region import Region
 from .adam import Adaptive, fading
 from .base import Active, Attack, Found, warn_if_flat
@@ -49,8 +49,7 @@ class Wave:
     def point(self, w: Tensor) -> Tensor:
         """The z of w."""
         z = torch.where(self.boxed, self.middle + self.half * w.sin(), w)
-        z = torch.minimum(torch.maximum(z, self.region.low), self.region.high)
-        return z if self.region.free is None else torch.where(self.region.free, z, self.region.centre)
+        return self.region.held(self.region.clip(z))
 
     def slope(self, w: Tensor) -> Tensor:
         """dz/dw."""
@@ -222,8 +221,7 @@ def shrinking(
         best = best.smaller(Found(z, margin, size))
         rate = SHRINK * fading(step, steps)
         d = d - rate * (2 * d - torch.where(margin > 0, 0, c)[:, None] * g)
-        d = d if region.free is None else torch.where(region.free, d, 0)
-        now = region.clip(region.centre + d.sign() * (d.abs() - rate * beta[:, None]).clamp(min=0))
+        now = region.held(region.clip(region.centre + L1().prox(d, rate * beta)))
         before, z = now, region.clip(now + step / (step + 3) * (now - before))
     return best
 

@@ -121,7 +121,7 @@ class Variance(Part):
             move = near.norm.draw(
                 noise.copies(own, which), self.spread * near.radius, near.low - here, near.high - here
             )
-            return here + (move if near.free is None else torch.where(near.free, move, 0)), a.rows[own]
+            return near.held(here + move), a.rows[own]
 
         with unheard(f):
             for part, _, g in f.grads(len(a) * count, query):

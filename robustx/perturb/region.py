@@ -79,6 +79,10 @@ class Region:
         """The nearest point inside the box to each row of ``z``, near the centre or not."""
         return torch.minimum(torch.maximum(z, self.low), self.high)
 
+    def held(self, z: Tensor) -> Tensor:
+        """``z`` [N, D], with what is not free where it stands at the centre."""
+        return z if self.free is None else torch.where(self.free, z, self.centre)
+
     def anywhere(self, u: Tensor) -> Tensor:
         """The point of the box at the shares ``u`` [N, D] of its sides, near the centre or not, moved only where free.
 
@@ -87,8 +91,7 @@ class Region:
         far = 100 * self.centre.abs().amax(1, keepdim=True).clamp(min=1)
         low = torch.where(self.low.isfinite(), self.low, self.centre - far)
         high = torch.where(self.high.isfinite(), self.high, self.centre + far)
-        z = self.clip(torch.lerp(low, high, u))
-        return z if self.free is None else torch.where(self.free, z, self.centre)
+        return self.held(self.clip(torch.lerp(low, high, u)))
 
     def usable(self, z: Tensor, way: Tensor) -> Tensor:
         """The part of a direction along which ``z`` can move at all: free, and not blocked by the box."""
