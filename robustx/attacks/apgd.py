@@ -289,8 +289,6 @@ class APGD(Attack):
         self.random_start, self.large_eps, self.eot_iter = random_start, large_eps, eot_iter
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
-        if self.targets is not None and not isinstance(f.of, Leave):
-            raise ValueError("targets=... is for untargeted attacks; leave it out with targeted=True or another goal")
         region, best = region.reachable(), Found.nothing(region.centre)
         towards = None if self.targets is None else likeliest(f, rows, self.targets)
         for attempt in self._attempts(towards):

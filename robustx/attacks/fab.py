@@ -9,7 +9,7 @@ from torch import Tensor
 from ..engine.checks import whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
-from ..perturb.goals import Boundaries, Goal, Leave, Loss
+from ..perturb.goals import Boundaries, Goal, Loss
 from ..perturb.region import Region
 from .base import Active, Attack, Found, warn_if_flat
 from .deepfool import nearest
@@ -152,8 +152,6 @@ class FAB(Attack):
 
     def _run(self, f: Probe, region: Region, rows: Tensor, best: Found, start: Tensor | None) -> Found:
         """The nearest points after one more run, or one towards each of the rivals."""
-        if self.targets is not None and not isinstance(f.of, Leave):
-            raise ValueError("targets=... is for untargeted attacks; leave it out with targeted=True or another goal")
         found = Found.nothing(region.centre)
         for g in [f] if self.targets is None else rivals(f, rows, self.targets):
             within = best.smaller(found)

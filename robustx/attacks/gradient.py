@@ -71,8 +71,13 @@ def pgd(
 
 
 def likeliest(f: Probe, rows: Tensor, count: int) -> Tensor:
-    """The other classes than the label, the likeliest first [N, T]; T is ``count``, or as many as there are."""
-    assert isinstance(f.of, Leave)
+    """The other classes than the label, the likeliest first [N, T]; T is ``count``, or as many as there are.
+
+    Raises:
+        ValueError: the goal is not to leave a class.
+    """
+    if not isinstance(f.of, Leave):
+        raise ValueError("targets=... is for untargeted attacks; leave it out with targeted=True or another goal")
     logits = as_logits(f.to(of=Everything()).value(f.point[rows], rows), rows)
     logits = logits.scatter(1, f.of.y[rows][:, None], -torch.inf)
     return logits.topk(min(count, logits.shape[1] - 1), dim=1).indices
@@ -83,8 +88,9 @@ def rivals(f: Probe, rows: Tensor, count: int) -> Iterator[Probe]:
 
     Croce, Hein (ICML 2020), section 5: an untargeted attack, made of targeted ones.
     """
+    classes = likeliest(f, rows, count)
     assert isinstance(f.of, Leave)
-    for towards in likeliest(f, rows, count).unbind(1):
+    for towards in classes.unbind(1):
         yield f.to(of=replace(f.of, toward=f.of.y.index_copy(0, rows, towards)))
 
 
@@ -189,8 +195,6 @@ class PGD(Perturbation):
         return ()
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
-        if self.targets is not None and not isinstance(f.of, Leave):
-            raise ValueError("targets=... is for untargeted attacks; leave it out with targeted=True or another goal")
         best = Found.nothing(region.centre)
         for restart in range(self.restarts):
             draws = noise.again(restart)
