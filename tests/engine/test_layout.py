@@ -56,7 +56,11 @@ def test_errors_are_those_of_the_model():
         quick(torch.rand(MANY, 3, 8, 8))
 
 
-@pytest.mark.parametrize("model", [mlp(), nn.Conv2d(3, 2, 3).double(), lambda x: x, BlackBox(lambda x: x)], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [mlp(), nn.Conv2d(3, 2, 3).double(), lambda x: x, BlackBox(lambda x: x)],
+    ids=["table", "float64", "function", "black box"],
+)
 def test_others_are_left_alone(model):
     assert channels_last(model) is model
 
