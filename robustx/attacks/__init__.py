@@ -34,6 +34,11 @@ class Named:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, model: Callable[..., Any], **options: Any) -> Attack:
+        known = self.arguments()
+        for name in options.keys() - known:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{self.attack.__name__} has no argument {name!r}{hint}")
         return self.attack(model, **{**self.options, **options})
 
     @property

@@ -119,6 +119,8 @@ def minimal_distance(
     targeted: bool = False,
     goal: Goal | Callable[[Any], Tensor] | None = None,
     mask: Any = None,
+    additional_forward_args: Any = None,
+    additional_forward_kwargs: dict[str, Any] | None = None,
     **options: Any,
 ) -> AttackResult:
     """How near the closest point of another class lies, as far as a :class:`Portfolio` of attacks finds it.
@@ -134,4 +136,12 @@ def minimal_distance(
     tensor([0.2000])
     """
     attack = Portfolio(model, norm=norm, bounds=bounds, **options)
-    return attack.run(x, y, targeted, goal=goal, mask=mask)
+    return attack.run(
+        x,
+        y,
+        targeted,
+        goal=goal,
+        mask=mask,
+        additional_forward_args=additional_forward_args,
+        additional_forward_kwargs=additional_forward_kwargs,
+    )

@@ -173,12 +173,16 @@ class Bisection(Attack):
         return super().arguments() | PGD.arguments()
 
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
-        region = region.reachable()
+        unlimited, region = region.radius.isinf(), region.reachable()
         place = torch.full_like(f.everyone, -1).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
 
         def attempt(near: Region, some: Tensor, start: Tensor | None) -> Found:
             found = self.pgd.search(f, near, some, noise.at(place[some]))
-            if start is None or bool(found.success.all()):
+            if start is None:  # without a budget, any point at all is one to begin with
+                left = (~found.success & unlimited).nonzero().squeeze(1)
+                draws = noise.at(place[some[left]])
+                return found.put(left, assured(f, near.at(left), some[left], draws, found.at(left)))
+            if bool(found.success.all()):
                 return found
             left = (~found.success).nonzero().squeeze(1)
             warm = pgd(

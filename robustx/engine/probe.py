@@ -588,7 +588,8 @@ class Probe:
         if len(pull) and all(g is None for g in found):
             raise ModelError(
                 "the model's output has no gradient with respect to its input: somewhere between them is a detach, a "
-                "rounding to integers, argmax, numpy or no_grad; use a method that needs values only (FeatureAblation)"
+                "rounding to integers, argmax, numpy or no_grad; use a method that needs values only "
+                "(FeatureAblation, or the attack Square)"
             )
         grads = iter(found)
         all_of_them = (next(grads) if t.requires_grad else None for t in at)

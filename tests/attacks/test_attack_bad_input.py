@@ -229,3 +229,8 @@ def test_the_search_for_a_parameter_says_so(name):
     with pytest.raises(error) as caught:
         MinParamPerturbation(attack=lambda x, size: x + size, arg_name="size", **options).evaluate(**how)
     told(caught.value, words)
+
+
+def test_an_option_that_no_attack_has():
+    with pytest.raises(TypeError, match=r"PGD has no argument 'step'; did you mean 'steps'\?"):
+        make("pgd", nn.Linear(2, 2), step=3)

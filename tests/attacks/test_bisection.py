@@ -92,6 +92,21 @@ def test_who_resists_comes_back_unchanged(norm):
     assert not least.distance[resisted].any() and (least.margin[resisted] < 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:the gradient is exactly zero")
+def test_without_a_budget_any_point_will_do_to_begin_with():
+    """The gradient is zero at the inputs and almost everywhere else; drawn points find the corner."""
+    x = torch.rand(6, 4, dtype=torch.float64) / 3
+
+    def model(x):
+        lead = (x.sum(1) - 2).relu() - 0.1
+        return torch.stack([-lead, lead], 1)
+
+    attack = Bisection(model, "margin", bounds=(0, 1), steps=10)
+    assert not attack.run(x, eps=1.0).success.any()
+    result = attack.run(x)
+    assert result.success.all() and (result.distance >= (2.1 - x.sum(1)) / 4).all()
+
+
 def test_finished_examples_leave():
     """Those that are wrong already are looked at once, those that resist are tried at the largest budget only."""
     net = mlp()

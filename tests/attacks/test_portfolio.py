@@ -142,3 +142,19 @@ def test_attacks_of_ones_own():
     for wrong in (PGD(model, norm="L2"), FMN(model, norm="L1")):
         with pytest.raises(ValueError, match="attacks must look for nearest points in L2, but 'mine' is"):
             Portfolio(affine(18, 4), norm="L2", attacks={"mine": wrong})
+
+
+def test_further_arguments_reach_the_model():
+    model, (x, y) = mlp(), examples(mlp())
+    shift = torch.zeros(len(x), 4, dtype=torch.float64)
+    found = minimal_distance(
+        lambda x, shift, scale: (model(x) + shift) * scale,
+        x,
+        y,
+        "L2",
+        bounds=(0, 1),
+        additional_forward_args=shift,
+        additional_forward_kwargs={"scale": 1.0},
+        steps=5,
+    )
+    assert_close(found.distance, minimal_distance(model, x, y, "L2", bounds=(0, 1), steps=5).distance)
