@@ -62,28 +62,34 @@ def run(asked: Namespace) -> int:
 
 
 def _attack(asked: Namespace, s: Subject) -> Attack:
-    norm = str(norm_of(asked.norm))
-    eps = EPS[norm] if asked.eps is None else asked.eps
-    if 0 < eps < norm_of(norm).unit:
+    kind = attacks.ATTACKS.get(asked.attack.lower())
+    known_norms = ("Linf",) if kind is None or "Linf" in kind.norms else kind.norms
+    norm = str(norm_of(asked.norm or known_norms[0]))
+    eps = asked.eps if asked.eps is not None or (kind is not None and kind.minimal) else EPS[norm]
+    if eps is not None and 0 < eps < norm_of(norm).unit:
         raise ValueError(f"--eps counts elements in {norm} and must be 0 or at least 1, got {eps:g}")
     options: dict[str, Any] = {k: getattr(asked, k) for k in ("steps", "restarts") if getattr(asked, k) is not None}
     options |= dict(asked.options)
-    kind = attacks.ATTACKS.get(asked.attack.lower())
     if kind is not None:
         known = kind.arguments()
         for name in options.keys() - known:
             what = kind.attack.__name__
             raise ValueError(f"attack {asked.attack!r} has no argument {name!r}; {what} takes {_list(known)}")
     fixed = {
-        "loss_func": asked.loss,
         "bounds": s.data.bounds,
         "norm": norm,
         "eps": eps,
         "seed": asked.seed,
     }
+    if asked.loss is not None:
+        options["loss_func"] = asked.loss
     for name in options.keys() & {*fixed, "batch_size"}:
         raise ValueError(f"--set {name}=... has an option of its own or follows the data; see robustx attack --help")
     return attacks.make(asked.attack, s.model, **fixed, **options)
+
+
+def _budget(totals: dict[str, Any]) -> str:
+    return f"{totals['norm']}" + ("" if totals["eps"] is None else f" up to {totals['eps']:.4g}")
 
 
 def _list(known: set[str]) -> str:
@@ -155,7 +161,7 @@ def _told(t: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     near = "" if t["median_distance"] is None else f", median {t['norm']} distance {t['median_distance']:.4g}"
     first = "right before" if t["target"] is None else "not there before"
     lines = [
-        f"{what}; {t['norm']} up to {t['eps']:.4g}{goal}",
+        f"{what}; {_budget(t)}{goal}",
         "",
         f"  {first + ':':17} {right} of {n} ({share(right, n)})",
         f"  {'fooled:':17} {t['fooled']} of {right} ({share(t['fooled'], right)}){near}",
@@ -205,6 +211,5 @@ def _sheet(file: Path, s: Subject, r: AttackResult, samples: list[dict[str, Any]
         arrow if yes else f"{samples[i]['after']} {samples[i]['state']}"
         for i, yes, arrow in zip(chosen, found, told, strict=True)
     ]
-    budget = f"{totals['norm']} up to {totals['eps']:.4g}"
-    title = f"{totals['attack']}, {budget}, on {s.name}: {sum(found)} of {len(samples)} fooled"
+    title = f"{totals['attack']}, {_budget(totals)}, on {s.name}: {sum(found)} of {len(samples)} fooled"
     contact_sheet(s.data.x[chosen], r.adversarial[chosen], captions, found, s.data.bounds, title).savefig(file, **TIGHT)

@@ -128,28 +128,35 @@ def _attack(commands: Any) -> None:
         """\
 examples:
   robustx attack digits --attack pgd --norm Linf --eps 0.1 --limit 32 --out adversarial
-  robustx attack digits --attack bisection --eps 1 --limit 8        the nearest that is found, up to 1
+  robustx attack digits --attack fmn --norm L2 --limit 8            the nearest that is found
   robustx attack digits --target 3 --limit 8                        only the answer 3 counts
   robustx attack --model mine:net --data mine:test --eps 8/255 --set targets=9 --set restarts=5
 
 --out receives adversarial.safetensors (x, adversarial, label, index), samples.csv (one line a sample, distances in
 all norms), attack.json (settings and totals) and, for images, adversarial.png. Exit code 1 says that no sample
 was fooled.
+
+attacks within a budget:
+  fgsm r-fgsm ffgsm bim pgd apgd-ce apgd-dlr apgd-t mi-fgsm ni-fgsm si-ni-fgsm di-fgsm ti-fgsm vmi-fgsm vni-fgsm
+  square autoattack
+attacks that look for the nearest point:
+  deepfool superdeepfool fmn ddn alma trust-region pdpgd pdgd cw ead fab fab-t bisection portfolio; in L0 also
+  sigma-zero vfga jsma sparsefool
 """,
     )
     _subject(p)
     q = p.add_argument_group("question")
-    q.add_argument("--attack", default="pgd", metavar="NAME", help="fgsm, pgd or bisection (default: pgd)")
-    q.add_argument("--norm", default="Linf", help="Linf, L2, L1 or L0; how change is measured (default: Linf)")
+    q.add_argument("--attack", default="pgd", metavar="NAME", help="a name from below (default: pgd)")
+    q.add_argument("--norm", help="Linf, L2, L1 or L0; how change is measured (default: Linf, if the attack knows it)")
     q.add_argument(
         "--eps",
         type=number,
         metavar="E",
-        help="most change, in input units, such as 0.1 or 8/255; for bisection the largest that is tried "
-        "(default: Linf 0.1, L2 1, L1 4, L0 4 elements)",
+        help="most change, in input units, such as 0.1 or 8/255 (default: Linf 0.1, L2 1, L1 4, L0 4 elements; for "
+        "the nearest point as far as the bounds reach)",
     )
     q.add_argument("--target", metavar="CLASS", help="the class to be reached, by name or number (default: any other)")
-    q.add_argument("--loss", choices=("ce", "margin", "dlr", "pma"), default="ce", help="what is climbed (default: ce)")
+    q.add_argument("--loss", choices=("ce", "margin", "dlr", "pma"), help="what is climbed (default: the attack's own)")
     q.add_argument("--steps", type=count, metavar="N", help="gradient steps (default: 40)")
     q.add_argument(
         "--restarts", type=count, metavar="N", help="attempts, the later ones from random points (default: 1)"

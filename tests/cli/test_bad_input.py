@@ -34,7 +34,7 @@ BAD = {
     "eps nan": (("attack", "digits", "--limit", "2", "--eps", "nan"), "NaN"),
     "eps negative, evaluated": (("evaluate", "digits", "--eps", "0.1,-1"), "positive"),
     "norm": (("attack", "digits", "--norm", "L3"), "L0, L1, L2, Linf"),
-    "attack": (("attack", "digits", "--attack", "pdg"), "did you mean 'pgd'"),
+    "attack": (("attack", "digits", "--attack", "pgdd"), "did you mean 'pgd'"),
     "setting": (("attack", "digits", "--set", "rounds"), "NAME=VALUE"),
     "unknown setting": (("attack", "digits", "--set", "rounds=3"), "PGD takes"),
     "setting of ours": (("attack", "digits", "--set", "eps=3"), "option of its own"),
