@@ -64,7 +64,7 @@ def test_reading_files(tmp_path):
         ({"seed": "x"}, "seed must be a whole number, got 'x'"),
         ({"attacks": []}, "attacks must hold at least one"),
         ({"attacks": ["pgd"]}, "AttackSpec"),
-        ({"attacks": [AttackSpec("pdg")]}, "no attack is called 'pdg'; did you mean 'pgd'"),
+        ({"attacks": [AttackSpec("pgdd")]}, "no attack is called 'pgdd'; did you mean 'pgd'"),
         ({"attacks": [AttackSpec("pgd"), AttackSpec("pgd")]}, "label 'pgd' stands twice"),
         ({"attacks": [AttackSpec("pgd", label="clean")]}, "label 'clean' is reserved"),
         ({"attacks": [AttackSpec("pgd", {"stepz": 3})]}, "attack 'pgd' has an option .*stepz"),
