@@ -13,6 +13,7 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
+from attack_cases import QUICK
 from attribution_cases import CASES
 from models import Busy
 from torch import nn
@@ -26,7 +27,8 @@ from robustx.counterfactual import Guided
 from robustx.engine import ModelError, untouched
 from robustx.engine.guard import Shared, Turns, modules_of
 
-QUICK = {"pgd": {"steps": 2, "restarts": 2}, "bisection": {"steps": 2, "rounds": 2}}  # others run as they are
+FEW = QUICK | {"pgd": {"steps": 2, "restarts": 2}, "bisection": {"steps": 2, "rounds": 2}}
+PICTURES = {"di-fgsm", "ti-fgsm"}  # the loop is that of the others, but inputs here are no pictures
 
 
 def gap(model, x):
@@ -35,8 +37,10 @@ def gap(model, x):
 
 
 def attacked(name):
+    norm = "L2" if "L2" in ATTACKS[name].norms else ATTACKS[name].norms[0]
+    eps = 2 if norm == "L0" else 0.5
     return lambda model, x: (
-        make(name, model, bounds=(-9, 9), norm="L2", eps=0.5, **QUICK.get(name, {})).run(x).adversarial
+        make(name, model, bounds=(-9, 9), norm=norm, eps=eps, **FEW.get(name, {})).run(x).adversarial
     )
 
 
@@ -48,7 +52,7 @@ def searched(model, x):
 
 
 WAYS = {str(case): case for case in CASES} | {"delta": gap}
-WAYS |= {f"{name}.run": attacked(name) for name in ATTACKS}
+WAYS |= {f"{name}.run": attacked(name) for name in ATTACKS if name not in PICTURES}
 WAYS |= {
     "fgsm.perturb": lambda model, x: make("fgsm", model).perturb(x, 0.3, torch.tensor([0, 1])),
     "pgd.perturb": lambda model, x: make("pgd", model).perturb(x, 0.3, 0.1, 3, torch.tensor([0, 1]), random_start=True),
