@@ -20,7 +20,7 @@ from ..engine.guard import guarded, modules_of
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
 from ..engine.scores import Everything
-from ..perturb.goals import Leave, Loss, Reach, as_logits, class_goal
+from ..perturb.goals import Loss, as_logits, class_goal
 from ..perturb.norms import Norm
 from ..perturb.region import Region
 from .apgd import APGD
@@ -132,13 +132,8 @@ class AutoAttack(Attack):
             if not len(left):
                 break
             part = self.parts[name]
-            if not isinstance(f.of, Leave) and getattr(part, "targets", None) is not None:
-                part = copy(part)
-                part.targets = None  # type: ignore[attr-defined]  # both that have it: rivals are for untargeted goals
-            g = f.to(of=replace(f.of, loss=part.loss_func)) if isinstance(f.of, Leave | Reach) else f
-            draws = replace(noise.at(left), method=type(part).__name__)  # the same as when it is run alone
             with self._quiet(name):
-                found = part.search(g, region.at(left), rows[left], draws)
+                found = part.search_within(f, region.at(left), rows[left], noise.at(left))
             found = replace(found, by=torch.where(found.success, list(self.parts).index(name), -1))
             best = best.put(left, best.at(left).stronger(found))
             if self.flags and name == "square" and len(self.attacks_to_run) > 1:

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from inspect import signature
 from typing import Any, ClassVar, Literal, Self, overload
@@ -17,7 +18,7 @@ from ..engine.packing import finest
 from ..engine.prepare import PRECISIONS, faithful, prepare, rounding
 from ..engine.probe import Door, Meter, Probe
 from ..engine.randomness import Noise, identities
-from ..perturb.goals import LOSSES, Climb, Goal, Loss, aim, class_goal
+from ..perturb.goals import LOSSES, Climb, Goal, Leave, Loss, Reach, aim, class_goal
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region, box, packed
 from .result import AttackResult
@@ -229,6 +230,19 @@ class Attack(ABC):
     def _posed(self, f: Probe) -> Probe:
         """The model as it is asked, during the search and about its result."""
         return f
+
+    def search_within(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
+        """:meth:`search` as a part of another attack: with its own loss, and the draws that it has when it runs alone.
+
+        Where no class is left, there are no rivals to climb towards, and ``targets`` has no say.
+        """
+        part = self
+        if isinstance(f.of, Leave | Reach):
+            f = f.to(of=replace(f.of, loss=self.loss_func))
+        if not isinstance(f.of, Leave) and getattr(self, "targets", None) is not None:
+            part = copy(self)
+            vars(part).update(targets=None)
+        return part.search(f, region, rows, replace(noise, method=type(self).__name__))
 
     def __call__(self, x: Any, y: Any = None, **options: Any) -> Any:
         """``run(x, y, ...).adversarial``."""

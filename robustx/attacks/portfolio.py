@@ -1,7 +1,6 @@
 """How near the closest point lies that any of several attacks can find."""
 
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..engine.checks import whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
-from ..perturb.goals import Goal, Leave, Loss, Reach
+from ..perturb.goals import Goal, Loss
 from ..perturb.norms import Norm
 from ..perturb.region import Region
 from .base import Attack, Found
@@ -99,12 +98,7 @@ class Portfolio(Attack):
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
         best = Found.nothing(region.centre)
         for k, part in enumerate(self.parts.values()):
-            if not isinstance(f.of, Leave) and getattr(part, "targets", None) is not None:
-                part = copy(part)  # rivals are for those who leave a class
-                part.targets = None  # type: ignore[attr-defined]  # it was there
-            g = f.to(of=replace(f.of, loss=part.loss_func)) if isinstance(f.of, Leave | Reach) else f
-            found = part.search(g, region, rows, replace(noise, method=type(part).__name__))
-            found = polished(f, region, rows, found)
+            found = polished(f, region, rows, part.search_within(f, region, rows, noise))
             best = best.smaller(replace(found, by=torch.full_like(rows, k)))
         return best
 

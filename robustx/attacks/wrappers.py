@@ -56,7 +56,7 @@ class EOT(Attack):
             )
         vars(self).update(vars(attack))  # whatever settings attacks have
         self.attack, self.transform, self.draws = attack, transform, whole("draws", draws, 1)
-        self.norms, self.needs = attack.norms, attack.needs  # type: ignore[misc]
+        self.norms, self.needs = attack.norms, attack.needs  # type: ignore[misc]  # of each attack's own
         self.precision = None  # draws differ from one question to the next, so nothing could be held to its answers
 
     def _posed(self, f: Probe) -> Probe:
