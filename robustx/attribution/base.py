@@ -38,8 +38,8 @@ class Attribution(ABC):
     - ``inputs``: a tensor [B, ...], a tuple of tensors, or a dict of tensors (passed to the model by keyword).
       Attributions come back in the same form, shapes and dtypes.
     - ``baselines``: what to compare with: None (zero), a number, a tensor with one row or B, or a tuple of these; or
-      any :data:`robustx.perturb.Reference`: ``blur()``, ``mean(data)``, ``among(data)``, ``noise()``, ``by(function)``
-      of your own, and where features give way also ``Inpainted()`` and ``Neighbours(data)``.
+      any :data:`robustx.perturb.Reference`: ``blur()``, ``colour()``, ``mean(data)``, ``among(data)``, ``noise()``,
+      ``static()``, ``by(function)`` of your own, and where features give way also ``Inpainted()`` and ``Neighbours(data)``.
     - ``target``: which output, in every form of :class:`robustx.engine.Output`.
     - ``additional_forward_args``: further positional arguments; tensors whose first axis is B follow the examples.
     - ``additional_forward_kwargs``: the same by keyword.

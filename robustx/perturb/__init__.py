@@ -5,7 +5,23 @@ from .gates import Gates, gated
 from .goals import LOSSES, Between, Goal, Leave, Reach, Until, as_logits
 from .hierarchy import Hierarchy, halves, linked, nested, superpixel_hierarchy
 from .norms import L0, L1, L2, NORMS, Linf, Norm, norm_of
-from .references import Filling, Inpainted, Neighbours, Reference, among, blur, by, here, mean, noise, through
+from .references import (
+    Filling,
+    Inpainted,
+    Neighbours,
+    Reference,
+    among,
+    blur,
+    by,
+    colour,
+    here,
+    mean,
+    named,
+    nearest_unlike,
+    noise,
+    static,
+    through,
+)
 from .region import Region
 from .segments import superpixels
 
@@ -38,6 +54,7 @@ __all__ = [
     "blocks",
     "blur",
     "by",
+    "colour",
     "columns",
     "elements",
     "features_of",
@@ -47,9 +64,12 @@ __all__ = [
     "here",
     "linked",
     "mean",
+    "named",
+    "nearest_unlike",
     "nested",
     "noise",
     "norm_of",
+    "static",
     "superpixel_hierarchy",
     "superpixels",
     "through",

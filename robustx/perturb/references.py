@@ -14,7 +14,9 @@ from ..engine.checks import ArgumentError, ArgumentTypeError, whole
 from ..engine.packing import Tensors, finest, flat
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise, identities
+from ..engine.scores import Everything
 from ..engine.sites import Input
+from .goals import Goal, as_logits
 
 Reference = Callable[[Probe], Tensors]
 """Asked with a probe: tensors that can stand at its site, one row for each example."""
@@ -88,14 +90,51 @@ def blur(sigma: float = 3.0) -> Reference:
     def blurred(t: Tensor) -> Tensor:
         from scipy.ndimage import gaussian_filter
 
-        if t.ndim != 4:
-            raise ValueError(
-                f"reference 'blur' is for pictures [B, C, H, W], got shape {tuple(t.shape)}; choose another"
-            )
-        widths = (0.0,) * (t.ndim - 2) + (sigma,) * 2
+        widths = (0.0,) * 2 + (sigma,) * 2
         return torch.from_numpy(gaussian_filter(t.detach().double().cpu().numpy(), widths)).to(t)
 
-    return lambda f: through(tuple(blurred(t) for t in f.inputs))(f)
+    return lambda f: through(tuple(blurred(t) for t in _pictures("blur", f)))(f)
+
+
+def colour() -> Reference:
+    """The mean of each channel of each picture.
+
+    >>> colour()(Probe(lambda x: x, (torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]]),)))
+    (tensor([[[[2., 2.],
+              [2., 2.]]]]),)
+    """
+
+    return lambda f: through(tuple(finest(t).mean((2, 3), keepdim=True).to(t) for t in _pictures("mean", f)))(f)
+
+
+def static(seed: int = 0) -> Reference:
+    """White noise in place of pictures, uniform between the least and the greatest of each channel, drawn by key.
+
+    >>> (told,) = static()(Probe(lambda x: x, (torch.arange(16.0).reshape(1, 1, 4, 4),)))
+    >>> bool(told.min() >= 0 and told.max() <= 15)
+    True
+    """
+
+    def drawn(f: Probe) -> Tensors:
+        pictures = _pictures("noise", f)
+        draws = Noise(seed, "reference static", identities(*pictures))
+        found = []
+        for t in pictures:
+            low, high = t.amin((2, 3), keepdim=True), t.amax((2, 3), keepdim=True)
+            found.append(torch.lerp(low, high, draws.uniform(flat(t).shape[1], t).reshape(t.shape)))
+        return through(tuple(found))(f)
+
+    return drawn
+
+
+def _pictures(name: str, f: Probe) -> Tensors:
+    for t in f.inputs:
+        if t.ndim != 4 or not t.is_floating_point():
+            raise ArgumentError(
+                f"reference {name!r} is for pictures [B, C, H, W], got shape {tuple(t.shape)} ({t.dtype}); "
+                "choose another, such as a number or a tensor"
+            )
+    return f.inputs
 
 
 def among(data: Tensor | tuple[Tensor, ...], seed: int = 0) -> Reference:
@@ -119,6 +158,67 @@ def noise(std: float = 1.0, mean: float = 0.0, seed: int = 0) -> Reference:
         return through(entry.packing.unpack(mean + std * z))(f)
 
     return drawn
+
+
+def nearest_unlike(data: Tensor | tuple[Tensor, ...], labels: Tensor | None = None) -> Reference:
+    """For each example the nearest row of a data set that reaches its goal: the only reference that brings evidence.
+
+    The distractor of Goyal et al. (ICML 2019), section 3.1, found as the nearest unlike neighbour: in the L2 norm of
+    the inputs. Whatever gives way to it, the goal can be reached. Where no row reaches it, the example stands for
+    itself, and nothing can change. The passes of the data set are not counted, as they are no example's.
+
+    Args:
+        data: [M, ...], one tensor for each input.
+        labels: their classes [M]: rows that the model takes for another class are left out.
+
+    Raises:
+        ArgumentError: asked with a probe whose score is no goal, or that has further arguments for each example; the
+            data or the labels do not fit.
+
+    >>> from robustx.perturb import Reach
+    >>> model = lambda x: torch.cat([x, 1 - x], 1)
+    >>> f = Probe(model, (torch.tensor([[0.1], [0.9]]),), Reach(torch.tensor([0, 1])))
+    >>> nearest_unlike(torch.tensor([[0.0], [0.4], [0.6], [0.7]]))(f)
+    (tensor([[0.6000],
+            [0.4000]]),)
+    """
+
+    def found(f: Probe) -> Tensors:
+        if not isinstance(f.of, Goal):
+            raise ArgumentError(
+                f"nearest_unlike asks which rows reach the goal, but the score is no goal but {type(f.of).__name__}; "
+                "take it for counterfactuals, and elsewhere among"
+            )
+        if f.follows:
+            raise ArgumentError(
+                "nearest_unlike asks the model about rows of other data, for which the additional_forward_args of the "
+                "examples say nothing; pass the neighbours themselves, as a tensor"
+            )
+        rows = distribution(data, f)
+        out = f.to(inputs=rows, at=Input(), of=Everything(), meter=None).score
+        right = torch.ones(len(out), dtype=torch.bool, device=f.device)
+        if labels is not None:
+            if labels.shape != right.shape:
+                raise ArgumentError(f"labels must be one for each of {len(out)} rows, got shape {tuple(labels.shape)}")
+            right = as_logits(out, right).argmax(1) == labels.to(f.device)
+        x, z = (torch.cat([flat(finest(t)) for t in tensors], 1) for tensors in (f.inputs, rows))
+        near = []
+        most = max(1, 2**24 // max(out.numel(), 1))  # pairs of an example and a row are held for so many examples
+        for some in f.everyone.split(most):
+            pairs = out.repeat(len(some), *(1,) * (out.ndim - 1)), some.repeat_interleave(len(out))
+            reached = (f.of.value(*pairs) > 0).reshape(len(some), len(out)) & right
+            away = torch.cdist(x[some], z, compute_mode="donot_use_mm_for_euclid_dist")
+            near.append(torch.where(reached.any(1), away.masked_fill(~reached, torch.inf).argmin(1), -1))
+        pick = torch.cat(near) if near else f.everyone
+        none = pick < 0
+        return through(
+            tuple(
+                torch.where(none.reshape(-1, *(1,) * (t.ndim - 1)), t, row[pick])
+                for t, row in zip(f.inputs, rows, strict=True)
+            )
+        )(f)
+
+    return found
 
 
 @dataclass(frozen=True)
@@ -225,6 +325,29 @@ class Neighbours(Filling):
             return tuple(t[pick] for t in there)
 
         return fill
+
+
+NAMED: Mapping[str, Callable[[], Reference]] = {"blur": blur, "mean": colour, "inpaint": Inpainted, "noise": static}
+"""References of pictures that need nothing but a name."""
+
+
+def named(given: Any) -> Reference:
+    """A reference by its name (:data:`NAMED`), or in any form that :func:`through` takes.
+
+    Raises:
+        ArgumentError: no such name.
+
+    >>> named("inpaint")
+    Inpainted(method='smooth')
+    """
+    if not isinstance(given, str):
+        return through(given)
+    if given not in NAMED:
+        raise ArgumentError(
+            f"reference must be {', '.join(map(repr, NAMED))}, a number, a tensor or a Reference such as "
+            f"nearest_unlike(data), got {given!r}"
+        )
+    return NAMED[given]()
 
 
 def given_by(baselines: Any, inputs: Any) -> Any:

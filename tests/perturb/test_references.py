@@ -8,19 +8,26 @@ from torch.testing import assert_close
 from robustx.attribution import FeatureAblation, IntegratedGradients
 from robustx.engine import Layer, Probe
 from robustx.perturb import (
+    Between,
     Gates,
     Inpainted,
+    Leave,
     Neighbours,
+    Reach,
     among,
     blur,
     by,
+    colour,
     columns,
     elements,
     from_masks,
     gated,
     here,
     mean,
+    named,
+    nearest_unlike,
     noise,
+    static,
     through,
 )
 
@@ -39,7 +46,7 @@ def two():
     return Probe(TwoInputs(), (rand(5), rand(2, 3)))
 
 
-def named():
+def keyed():
     return Probe(Keywords(), (rand(5), rand(2, 3)), names=("a", "b"))
 
 
@@ -60,9 +67,9 @@ ROW, ROWS = torch.rand(1, 5, dtype=torch.float64), torch.rand(B, 5, dtype=torch.
         (two, 1.5, 1.5, 1.5),
         (two, (None, 3), 0, 3),
         (two, [ROWS, 0.5], ROWS, 0.5),
-        (named, {"b": 2.0, "a": ROW}, ROW, 2.0),
-        (named, {"b": 2.0}, 0, 2.0),
-        (named, (ROW, 2.0), ROW, 2.0),
+        (keyed, {"b": 2.0, "a": ROW}, ROW, 2.0),
+        (keyed, {"b": 2.0}, 0, 2.0),
+        (keyed, (ROW, 2.0), ROW, 2.0),
     ],
 )
 def test_baselines_in_every_form(make, baselines, first, second):
@@ -97,7 +104,7 @@ def test_at_a_layer_inputs_go_through_and_constants_stay():
         (one, torch.rand(4, 6), r"baselines of shape \(4, 6\)"),
         (two, (None,), "baselines must have one entry for each of the 2 inputs, got 1"),
         (two, torch.rand(1, 5), "baselines must have one entry for each of the 2 inputs, got 1"),
-        (named, {"c": 0}, "baselines name c, but the inputs are a, b"),
+        (keyed, {"c": 0}, "baselines name c, but the inputs are a, b"),
         (one, {"a": 0}, "baselines name a, but the inputs are no dict"),
     ],
 )
@@ -187,7 +194,7 @@ def test_a_function_of_the_users_is_given_copies_of_the_inputs():
         a.mul_(2)
         return a, b.flip(2)
 
-    for f in (two(), named()):
+    for f in (two(), keyed()):
         before = [t.clone() for t in f.inputs]
         a, b = by(swapped)(f)
         assert torch.equal(a, 2 * before[0]) and torch.equal(b, before[1].flip(2))
@@ -206,6 +213,101 @@ def test_noise_is_normal_and_drawn_by_content():
     assert torch.equal(drawn(x[order]), z[order])
     assert not torch.equal(drawn(x, seed=1), z)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_colour_of_a_picture_is_the_mean_of_each_channel():
+    x = torch.rand(3, 2, 5, 7, dtype=torch.float64)
+    (found,) = colour()(Probe(lambda t: t, (x,)))
+    assert found.shape == x.shape
+    for b, c in ((0, 0), (0, 1), (2, 1)):
+        assert_close(found[b, c], torch.full((5, 7), sum(x[b, c].flatten().tolist()) / 35, dtype=torch.float64))
+
+
+def test_static_is_uniform_in_the_range_of_each_channel_and_drawn_by_content():
+    x, state = torch.rand(6, 2, 20, 20, dtype=torch.float64), torch.get_rng_state()
+    x[:, 1] = 10 + 5 * x[:, 1]
+    x[5] = 0.25  # nothing to draw from
+
+    def drawn(x, seed=0):
+        return static(seed)(Probe(lambda t: t, (x,)))[0]
+
+    z = drawn(x)
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    assert (z >= low).all() and (z <= high).all() and (z[5] == 0.25).all()
+    share = ((z - low) / (high - low))[:5].flatten(2)
+    assert (share.mean(2) - 0.5).abs().max() < 5 * (1 / 12 / 400) ** 0.5
+    assert (share.var(2) - 1 / 12).abs().max() < 5 * (1 / 180 / 400) ** 0.5
+    assert share[:, 0].corrcoef().fill_diagonal_(0).abs().max() < 5 / 20
+    order = torch.tensor([4, 0, 2])
+    assert torch.equal(drawn(x[order]), z[order]) and not torch.equal(drawn(x, 1), z)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "name, same", [("blur", blur()), ("mean", colour()), ("noise", static())], ids=lambda v: str(v)[:5]
+)
+def test_pictures_have_references_by_name(name, same):
+    f = Probe(lambda t: t, (torch.rand(2, 3, 8, 8),))
+    assert torch.equal(named(name)(f)[0], same(f)[0])
+    with pytest.raises(ValueError, match=rf"reference '{name}' is for pictures \[B, C, H, W\], got shape \(4, 5\)"):
+        named(name)(one())
+
+
+def test_what_is_no_name_is_a_reference_already():
+    assert named("inpaint") == Inpainted()
+    assert torch.equal(named(0.5)(one())[0], through(0.5)(one())[0])
+    told = blur(2)
+    assert named(told) is told
+    with pytest.raises(ValueError, match="reference must be 'blur', 'mean', 'inpaint', 'noise', a number.*got 'blurr'"):
+        named("blurr")
+
+
+@pytest.mark.parametrize("goal", ["leave", "reach", "between"])
+@pytest.mark.parametrize("labelled", [False, True], ids=["any", "right"])
+def test_the_nearest_unlike_row_by_its_definition(goal, labelled):
+    """Row by row: of the rows that reach this example's goal (and are taken for what they are) the nearest."""
+    model = mlp()
+    x, data = torch.randn(30, 5, dtype=torch.float64), torch.randn(50, 5, dtype=torch.float64)
+    out = model(data).detach()
+    labels = torch.where(torch.arange(50) % 3 == 0, (out.argmax(1) + 1) % out.shape[1], out.argmax(1))
+    y = torch.arange(30) % out.shape[1]
+    low = torch.linspace(-1, 1, 30, dtype=torch.float64)
+    of = {"leave": Leave(y), "reach": Reach(y), "between": Between(low, target=0)}[goal]
+    (found,) = nearest_unlike(data, labels if labelled else None)(Probe(model, (x,), of))
+    reached = {
+        "leave": lambda i, m: out[m].argmax() != y[i],
+        "reach": lambda i, m: out[m].argmax() == y[i],
+        "between": lambda i, m: out[m, 0] > low[i],
+    }[goal]
+    some, none = 0, 0
+    for i in range(30):
+        fit = [m for m in range(50) if reached(i, m) and not (labelled and m % 3 == 0)]
+        row = data[min(fit, key=lambda m: ((data[m] - x[i]) ** 2).sum())] if fit else x[i]
+        assert torch.equal(found[i], row)
+        some, none = some + bool(fit), none + (not fit)
+    assert some > 5 and (none > 0 or goal != "between")
+
+
+def test_the_nearest_unlike_row_of_several_tensors_is_one_row_of_the_data():
+    data = (
+        rand(5).repeat(5, 1),
+        rand(2, 3).repeat(5, 1, 1) + torch.linspace(0, 1, 20, dtype=torch.float64)[:, None, None],
+    )
+    f = two().to(of=Between(-torch.inf, target=0))
+    a, b = nearest_unlike(data)(f)
+    for i in range(B):
+        assert ((data[0] == a[i]).all(1) & (data[1] == b[i]).all((1, 2))).any()
+
+
+def test_the_nearest_unlike_row_at_a_layer_and_what_it_costs():
+    model, data = mlp(), torch.randn(50, 5, dtype=torch.float64)
+    f = Probe(model, (rand(5),), Reach(torch.zeros(B, dtype=torch.long)), Layer(model[1]))
+    f.here  # noqa: B018 read once, as any search does
+    before = f.meter.forward.clone()
+    (found,) = nearest_unlike(data)(f)
+    (rows,) = nearest_unlike(data)(f.to(at=Probe(model, f.inputs).at))
+    assert_close(found, model[:2](rows).detach())
+    assert (f.meter.forward - before).tolist() == [1] * B  # to the layer; the data are no example's
 
 
 # --- what depends on the features that stay ---------------------------------------------------------------
@@ -317,12 +419,24 @@ def test_ablation_by_what_stays():
     assert_close(found, torch.zeros_like(picture))
 
 
+def unlike(data, labels=None, args=()):
+    f = Probe(lambda x, *_: x.flatten(1), (torch.rand(2, 1, 4, 4),), Leave(torch.tensor([0, 1])), args=args)
+    return nearest_unlike(data, labels)(f)
+
+
 @pytest.mark.parametrize(
     "ask, words",
     [
         (lambda x: IntegratedGradients(torch.nn.Flatten()).attribute(x, Inpainted(), target=0), "which features stay"),
         (lambda x: filled(x[:, 0], Inpainted(), torch.zeros(2, 16)), r"pictures \[B, C, H, W\] of floats, got"),
         (lambda x: Inpainted("telea"), "method must be 'smooth' or 'biharmonic', got 'telea'"),
+        (lambda x: nearest_unlike(x)(Probe(torch.nn.Flatten(), (x,))), "is no goal but Output; take it for counterf"),
+        (lambda x: unlike(x[:, :, 0]), r"baselines of shape \(2, 1, 4\) do not fit input 0"),
+        (lambda x: unlike(x, torch.zeros(3)), r"labels must be one for each of 2 rows, got shape \(3,\)"),
+        (
+            lambda x: unlike(x, args=(torch.ones(2),)),
+            "for which the additional_forward_args of the examples say nothing",
+        ),
         (lambda x: filled(x, Neighbours(x, 3), torch.zeros(2, 16)), "number of rows in data, 2, got 3"),
         (lambda x: filled(x, Neighbours(x[:, 0]), torch.zeros(2, 16)), "do not fit input 0"),
     ],
