@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb, prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 from warnings import warn
 
 import torch
@@ -24,7 +24,7 @@ from .noise import drawing
 from .partition import partition_values
 from .sums import MOST, Estimate, Units, by_sets, by_subsets, everyone, sampled, uniforms
 
-EXACT = 10  # features up to whom the shares of a change are exact
+EXACT = 12  # features up to whom the shares of a change are exact
 HEAVY = 16  # ... beyond whom asking all their sets is warned about: 65,536 of them
 STRATA = 4  # parts of a walk through which stratified sampling takes every feature
 
@@ -392,6 +392,16 @@ class Chosen(Features):
     of: Features
     who: Tensor
 
+    @classmethod
+    def alike(cls, of: Features, members: Tensor) -> Iterator[tuple[Tensor, Self]]:
+        """Examples that have equally many ``members`` [B, F], and these of each of them; few ones first."""
+        counts = members.sum(1)
+        for k in counts.unique().tolist():
+            rows = (counts == k).nonzero().squeeze(1)
+            who = torch.zeros(len(members), k, dtype=torch.long, device=members.device)
+            who[rows] = members[rows].nonzero()[:, 1].reshape(len(rows), k)
+            yield rows, cls(of, who)
+
     @property
     def count(self) -> int:
         return self.who.shape[1]
@@ -415,20 +425,16 @@ class Chosen(Features):
 def shares_of_change(f: Probe, features: Features, after: Tensors, members: Tensor, walks: int = 16) -> Tensor:
     """What each of some features does when they change to ``after`` [B, F], in float64: it adds up; others do nothing.
 
-    Shapley values, exact for up to ten ``members`` [B, F] of an example, else from pairs of walks drawn by key.
+    Shapley values, exact for up to twelve ``members`` [B, F] of an example, else from pairs of walks drawn by key.
     """
     shares = torch.zeros(members.shape, dtype=torch.float64)
-    counts = members.sum(1)
-    for k in counts.unique().tolist():
-        rows = (counts == k).nonzero().squeeze(1)
-        who = torch.zeros(len(members), k, dtype=torch.long, device=rows.device)
-        who[rows] = members[rows].nonzero()[:, 1].reshape(len(rows), k)
-        players = Coalitions(f, Chosen(features, who), lambda _: after)
-        if k <= EXACT:
+    for rows, chosen in Chosen.alike(features, members):
+        players = Coalitions(f, chosen, lambda _: after)
+        if chosen.count <= EXACT:
             found = shapley_values(players, rows=rows)
         else:
             found = sampled_shapley(players, walks, "antithetic", 0, rows=rows).values
-        shares[rows.cpu()[:, None], who[rows].cpu()] = -found.cpu().double()
+        shares[rows.cpu()[:, None], chosen.who[rows].cpu()] = -found.cpu().double()
     return shares
 
 

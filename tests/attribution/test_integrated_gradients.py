@@ -13,7 +13,7 @@ from robustx.attribution import (
     integrated_gradients,
     quadrature_of,
 )
-from robustx.attribution.path import RULES
+from robustx.attribution.path import RULES, mean_grad, mean_grad_within
 from robustx.engine import Layer, Output, Probe
 from robustx.perturb import here, through
 
@@ -228,3 +228,34 @@ def test_steps_are_what_it_costs():
     rows.clear()
     IntegratedGradients(model).attribute(x, target=0, n_steps=20, return_convergence_delta=True)
     assert sum(rows) == 20 * 6 + 2 * 6
+
+
+# --- as closely as it takes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.float64, 1e-8)], ids=["single", "double"])
+def test_kinks_are_found_until_the_rise_is_explained(dtype, error):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 2)).to(dtype)
+    f = Probe(net, (torch.rand(6, 12, dtype=dtype) * 4,), Output(1))
+    start, way = -f.point, 2 * f.point
+    mean, missed = mean_grad_within(f, start, way, torch.full((6,), error))
+    spent, rise = int(f.meter.take().backward.max()), (net(f.point) - net(start))[:, 1]
+    assert missed.abs().max() <= error
+    assert_close((way * mean).sum(1) - missed, rise.double(), check_dtype=False)
+    fixed = mean_grad(f, start, way, RULES["riemann_middle"](spent))
+    assert ((way * fixed).sum(1) - rise).abs().min() > missed.abs().max()  # as many equal steps do worse everywhere
+    assert_close(mean, mean_grad(f, start, way, RULES["riemann_middle"](20_000)).double(), atol=1e-3, rtol=0)
+
+
+def test_a_smooth_path_is_one_piece_and_a_jump_is_missed_whole():
+    x = torch.rand(5, 3, dtype=torch.float64) + 0.5
+    cube, start = Probe(lambda z: z.pow(3).sum(1), (x,)), torch.zeros_like(x)
+    mean, missed = mean_grad_within(cube, start, x, torch.full((5,), 1e-6))
+    assert_close(mean, x**2)
+    assert missed.abs().max() < 1e-12
+    assert cube.meter.backward.tolist() == [4] * 5
+    step = Probe(lambda z: (z.sum(1) > 1).double() + 0 * z.sum(1), (x,))
+    mean, missed = mean_grad_within(step, start, x, torch.full((5,), 1e-6))
+    assert not mean.any()
+    assert_close(missed, -torch.ones(5).double())
