@@ -153,7 +153,7 @@ class Ruled(TorchFunctionMode):
 
     def cut(self, arguments: Any) -> Any:
         """Arguments whose constants are cut from their graphs."""
-        return _mapped(lambda t: t.detach() if t.requires_grad and not self.moves(t) else t, arguments)
+        return mapped(lambda t: t.detach() if t.requires_grad and not self.moves(t) else t, arguments)
 
     def met(self, op: Op) -> None:
         """Told of each operation that passes gradients by a rule, in order."""
@@ -163,6 +163,13 @@ class Ruled(TorchFunctionMode):
 
     def ran(self, name: str, arguments: Any, out: Any) -> None:
         """Told of each operation that is no composite one, with what went in and what came out."""
+
+    def refusal(self, name: str) -> Exception:
+        """What is raised for an operation that nothing is said about."""
+        return RuleError(
+            f"there is no rule for the operation {name!r}; replace it, attribute to a layer behind it, or let its "
+            "plain gradient pass with otherwise='gradient'"
+        )
 
     @contextmanager
     def over(self, model: Any) -> Iterator[None]:
@@ -227,10 +234,7 @@ class Ruled(TorchFunctionMode):
         out = func(*args, **kwargs)
         known = self.otherwise == "gradient" or self.plain is None or name in self.plain
         if not known and any(t.requires_grad for t in tensors_in(out)):
-            raise RuleError(
-                f"there is no rule for the operation {name!r}; replace it, attribute to a layer behind it, or let "
-                "its plain gradient pass with otherwise='gradient'"
-            )
+            raise self.refusal(name)
         self.ran(name, (args, kwargs), out)
         return out
 
@@ -367,17 +371,17 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [t for v in value for t in tensors_in(v)]
 
 
-def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Arguments with other tensors in the places of theirs."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, list):
-        return [_mapped(change, v) for v in value]
+        return [mapped(change, v) for v in value]
     if isinstance(value, tuple):
-        return tuple([_mapped(change, v) for v in value])
-    return {k: _mapped(change, v) for k, v in value.items()} if isinstance(value, dict) else value
+        return tuple([mapped(change, v) for v in value])
+    return {k: mapped(change, v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _replaced(arguments: Any, tensors: Tensors) -> Any:
     new = iter(tensors)
-    return _mapped(lambda t: next(new) if t.is_floating_point() else t, arguments)
+    return mapped(lambda t: next(new) if t.is_floating_point() else t, arguments)
