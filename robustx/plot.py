@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 
 Bounds = tuple[float | Tensor, float | Tensor]
 
@@ -121,21 +122,54 @@ def image_attribution(
 def image_counterfactual(
     before: Tensor, after: Tensor, shares: Tensor, outlines: Tensor, bounds: Bounds, titles: Sequence[str]
 ) -> Figure:
-    """An image [C, H, W] before and after, what changed, and what each region of `outlines` [H, W] did [H, W]."""
-    figure = Figure(figsize=(12, 3.2), dpi=110, layout="constrained")
-    axes = figure.subplots(1, 4)
-    change = (after - before).mean(0)
-    draw_image(axes[0], before, bounds)
-    draw_image(axes[1], after, bounds)
-    moved = draw_signed(axes[2], change, float(change.abs().max()) or 1.0)
-    did = draw_signed(axes[3], shares, float(shares.abs().max()) or 1.0)
-    for one in axes:
-        draw_outlines(one, outlines)
-    figure.colorbar(moved, ax=axes[2], shrink=0.75, label="input units")
-    figure.colorbar(did, ax=axes[3], shrink=0.75, label="margin won, in logits")
-    for one, title in zip(axes, (titles[1], titles[2], "change", "what each region did"), strict=True):
-        one.set_title(title, fontsize=10)
-    figure.suptitle(titles[0], fontsize=11)
+    """:func:`image_counterfactuals` of a single image [C, H, W]; `titles`: of all, before and after."""
+    title, *captions = titles
+    return image_counterfactuals(before[None], after[None], shares[None], outlines[None], bounds, title, [captions])
+
+
+def image_counterfactuals(
+    before: Tensor,
+    after: Tensor,
+    shares: Tensor,
+    regions: Tensor,
+    bounds: Bounds,
+    title: str,
+    captions: Sequence[Sequence[str]],
+    names: Sequence[str] = (),
+    label: str = "margin won, in logits",
+) -> Figure:
+    """Images [N, C, H, W] before and after, what changed, and what each region did; one a row, named by ``names``.
+
+    Args:
+        shares: what the region around each pixel did [N, H, W].
+        regions: which region each pixel belongs to [N, H, W]; those that changed are outlined.
+        captions: for each image what is said of it before and after: the classes and their scores, in words.
+        label: what the shares are counted in.
+    """
+    n = len(before)
+    figure = Figure(figsize=(12 if n == 1 else 9.6, 0.6 + (2.6 if n == 1 else 2.1) * n), dpi=110, layout="constrained")
+    grid = figure.subplots(n, 4, squeeze=False)
+    change = (after - before).mean(1)
+    most = [float(t.abs().max()) or 1.0 for t in (change, shares)]
+    shown: list[Any] = [None, None]
+    for i, axes in enumerate(grid):
+        changed = [k for k in regions[i].unique().tolist() if bool((after[i] != before[i])[:, regions[i] == k].any())]
+        outlines = torch.where(torch.isin(regions[i], regions.new_tensor(changed)), regions[i], -1)
+        for one, picture, caption in zip(axes, (before[i], after[i]), captions[i], strict=False):
+            draw_image(one, picture, bounds)
+            draw_outlines(one, outlines, colour="#f5a300", width=1.8)
+            one.set_title(caption, fontsize=9)
+        shown = [draw_signed(one, v[i], top) for one, v, top in zip(axes[2:], (change, shares), most, strict=True)]
+        for one in axes[2:]:
+            draw_outlines(one, outlines, colour="0.25", width=1.2)
+        if names:
+            axes[0].text(-0.08, 0.5, names[i], ha="right", va="center", fontsize=9, transform=axes[0].transAxes)
+    for column, mappable, word, unit in zip(
+        grid.T[2:], shown, ("change", "what each region did"), ("input units", label), strict=True
+    ):
+        figure.colorbar(mappable, ax=list(column), shrink=0.75 if n == 1 else 0.5, aspect=20, label=unit)
+        column[0].set_title(word, fontsize=9)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -178,10 +212,10 @@ def draw_signed(axes: Axes, values: Tensor, most: float, alpha: float = 1.0) -> 
     return shown
 
 
-def draw_outlines(axes: Axes, labels: Tensor) -> None:
-    """The borders between regions of equal labels [H, W]."""
-    labels = labels.detach().cpu()
+def draw_outlines(axes: Axes, labels: Tensor, colour: str = "0.55", width: float = 0.7) -> None:
+    """The borders between regions of equal labels [H, W], also at the edge unless the label there is -1."""
+    labels = pad(labels.detach().cpu(), (1, 1, 1, 1), value=-1)
     below, beside = torch.nonzero(labels[1:] != labels[:-1]), torch.nonzero(labels[:, 1:] != labels[:, :-1])
-    lines = [((c - 0.5, r + 0.5), (c + 0.5, r + 0.5)) for r, c in below.tolist()]
-    lines += [((c + 0.5, r - 0.5), (c + 0.5, r + 0.5)) for r, c in beside.tolist()]
-    axes.add_collection(LineCollection(lines, colors="0.55", linewidths=0.7), autolim=False)
+    lines = [((c - 1.5, r - 0.5), (c - 0.5, r - 0.5)) for r, c in below.tolist()]
+    lines += [((c - 0.5, r - 1.5), (c - 0.5, r - 0.5)) for r, c in beside.tolist()]
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, capstyle="projecting"), autolim=False)

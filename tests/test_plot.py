@@ -4,8 +4,16 @@ import io
 
 import pytest
 import torch
+from matplotlib.collections import LineCollection
 
-from robustx.plot import attribution_maps, contact_sheet, image_attribution, image_counterfactual, ranked_bars
+from robustx.plot import (
+    attribution_maps,
+    contact_sheet,
+    image_attribution,
+    image_counterfactual,
+    image_counterfactuals,
+    ranked_bars,
+)
 
 torch.manual_seed(0)
 IMAGES, MAPS = torch.rand(2, 3, 6, 6), {"weak": 0.1 * torch.randn(2, 6, 6), "strong": torch.randn(2, 3, 3)}
@@ -42,6 +50,44 @@ def test_bars_are_red_above_zero_and_blue_below():
     red, blue = (bar.get_facecolor() for bar in axes.patches)
     assert red[0] > red[2] and blue[2] > blue[0]
     assert [bar.get_width() for bar in axes.patches] == [2.0, -1.0]
+
+
+def outlined(axes):
+    """The unit segments of the outlines on a picture, as sets of their ends."""
+    (lines,) = (c for c in axes.collections if isinstance(c, LineCollection))
+    return {frozenset(map(tuple, segment.tolist())) for segment in lines.get_segments()}
+
+
+def test_counterfactuals_outline_what_changed_and_nothing_else():
+    regions = torch.arange(4).reshape(2, 2).repeat_interleave(3, 0).repeat_interleave(3, 1).expand(2, 6, 6)
+    after, shares = IMAGES.clone(), torch.zeros(2, 6, 6)
+    after[0, 1, :3, 3:] += 0.5  # the region on the upper right, in one channel
+    after[1, :, 3:] -= 0.25  # both regions below
+    shares[0, :3, 3:], shares[1, 3:] = 3.0, -1.0
+    told = [("3 (99 %)", "8 (60 %)"), ("4 (98 %)", "9 (70 %)")]
+    figure = image_counterfactuals(IMAGES, after, shares, regions, (0, 1), "title", told, ["first", "second"])
+    pictures = drawn(figure, 2, 4)
+    for i, (was, now, change, did) in enumerate(pictures):
+        assert torch.allclose(torch.tensor(was.get_array()), IMAGES[i].permute(1, 2, 0))
+        assert torch.allclose(torch.tensor(now.get_array()), after[i].clamp(0, 1).permute(1, 2, 0))
+        assert torch.allclose(torch.tensor(change.get_array()), (after[i] - IMAGES[i]).mean(0))
+        assert torch.equal(torch.tensor(did.get_array()), shares[i])
+        assert change.get_clim() == pytest.approx((-0.25, 0.25)) and did.get_clim() == (-3, 3)
+        titles = [axes.get_title() for axes in figure.axes[4 * i : 4 * i + 2]]
+        assert titles == list(told[i])
+    assert [axes.get_title() for axes in figure.axes[2:4]] == ["change", "what each region did"]
+
+    def box(left, top, right, bottom):
+        across = {frozenset({(c, r), (c + 1, r)}) for r in (top, bottom) for c in frames(left, right)}
+        return across | {frozenset({(c, r), (c, r + 1)}) for c in (left, right) for r in frames(top, bottom)}
+
+    def frames(low, high):
+        return [low + k for k in range(int(high - low))]
+
+    for axes in figure.axes[:4]:
+        assert outlined(axes) == box(2.5, -0.5, 5.5, 2.5)
+    for axes in figure.axes[4:8]:
+        assert outlined(axes) == box(-0.5, 2.5, 2.5, 5.5) | box(2.5, 2.5, 5.5, 5.5)
 
 
 @pytest.mark.parametrize(
