@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks: a second thread
 import torch
 
 from robustx import zoo
-from robustx.counterfactual import Guided
+from robustx.counterfactual import CounterfactualExplainer
 from robustx.perturb import superpixels
 from robustx.plot import TIGHT, image_counterfactual
 
@@ -41,7 +41,8 @@ def main() -> None:
     names = [c.name for c in one.columns] or None
 
     # Features may move freely inside the bounds of the data, except those that must stay.
-    result = Guided(model, bounds=one.bounds).generate(one.x, feature_mask=mask, names=names, immutable=asked.keep)
+    explainer = CounterfactualExplainer(model, bounds=one.bounds)
+    result = explainer.generate(one.x, feature_mask=mask, names=names, immutable=asked.keep)
     if not result.valid[0]:
         print(f"nothing was found; the nearest try was {-result.nearest[0]:.4f} logits short")
         return

@@ -7,7 +7,7 @@ from torch import nn
 
 from robustx.attacks import ATTACKS, PGD, MinParamPerturbation, make
 from robustx.attribution import IntegratedGradients, LayerIntegratedGradients
-from robustx.counterfactual import Guided
+from robustx.counterfactual import CounterfactualExplainer
 from robustx.engine import Noise, identities
 
 pytestmark = pytest.mark.gpu
@@ -69,7 +69,10 @@ def test_random_starts_are_the_same_points():
 
 def test_counterfactuals_agree_with_the_cpu():
     mask = torch.arange(64).reshape(1, 1, 8, 8) // 8
-    here, there = (Guided(cnn(d), bounds=(0, 1)).generate(batch(d), feature_mask=mask.to(d)) for d in ("cpu", "cuda"))
+    here, there = (
+        CounterfactualExplainer(cnn(d), bounds=(0, 1)).generate(batch(d), feature_mask=mask.to(d))
+        for d in ("cpu", "cuda")
+    )
     assert torch.equal(there.changed.cpu(), here.changed)
     assert there.proved == here.proved
 

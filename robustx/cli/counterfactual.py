@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..counterfactual import CounterfactualResult, Guided
+from ..counterfactual import CounterfactualExplainer, CounterfactualResult
+from ..counterfactual.aims import Aim
 from ..perturb import superpixels
 from ..zoo import Data, class_name
 from ..zoo.address import near
@@ -16,6 +17,7 @@ from .opening import class_of, folder, sample, subject
 from .show import as_json, files, table, write_csv
 
 PROVED = {
+    "optimal": "nothing that costs less can do it",
     "smallest": "no smaller set of features can do it",
     "irreducible": "taking back any one of these changes loses it; that fewer cannot do it is the word of a search",
 }
@@ -38,8 +40,9 @@ def run(asked: Namespace) -> int:
     if asked.replace == "blur" and one.kind != "image":
         raise ValueError(f"--replace blur is for images, and {one.name!r} is of kind {one.kind!r}; give a number")
     bounds = one.bounds if asked.replace is None else None
-    search = Guided(s.model, bounds, reference=asked.replace, by=asked.margin)
-    r = search.generate(one.x, target, target is not None, feature_mask=mask, names=names, immutable=asked.keep)
+    search = CounterfactualExplainer(s.model, bounds=bounds, reference=asked.replace, by=asked.margin)
+    want: Aim = "other" if target is None else target
+    r = search.generate(one.x, want, feature_mask=mask, names=names, immutable=asked.keep)
     after = s.answers(r.counterfactual)[0]
     there = int(after.argmax())
     result: dict[str, Any] = {

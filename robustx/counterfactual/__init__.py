@@ -1,8 +1,17 @@
 """Counterfactuals: the few features that would have to differ for another answer, and what each one does."""
 
+from .aims import Change
 from .columns import Feature, Linear
-from .guided import Guided
+from .explainer import STRATEGIES, CounterfactualExplainer
 from .result import CounterfactualResult
 from .schema import FeatureSchema
 
-__all__ = ["CounterfactualResult", "Feature", "FeatureSchema", "Guided", "Linear"]
+__all__ = [
+    "STRATEGIES",
+    "Change",
+    "CounterfactualExplainer",
+    "CounterfactualResult",
+    "Feature",
+    "FeatureSchema",
+    "Linear",
+]

@@ -1,8 +1,10 @@
 """Domains: in what way a feature may change."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,25 +14,31 @@ from ..attacks.gradient import pgd
 from ..attacks.search import shrunk, way_back
 from ..attribution.ablation import feature_ablation
 from ..attribution.coalitions import Coalitions
-from ..attribution.path import gauss_legendre, integrated_gradients, mean_grad
-from ..engine.packing import Tensors
+from ..attribution.path import gauss_legendre, mean_grad
+from ..engine.packing import Packing, Tensors
 from ..engine.probe import ModelError, Probe
-from ..perturb.features import Features
+from ..engine.sites import Call, Site
+from ..perturb.features import Partition
 from ..perturb.gates import Gates, gated
-from ..perturb.norms import Linf
-from ..perturb.references import Reference, through
+from ..perturb.norms import L1, Linf, Norm
+from ..perturb.references import Reference
 from ..perturb.region import Region
 
 NODES = gauss_legendre(16)  # enough to rank features, which is all that is asked of it
+VALUES = 7  # of a feature that are tried where there is no gradient to follow
+ROUNDS = 12  # of halving the way home
 
 
 class Domain(ABC):
     """What a set of features can be turned into, and which features matter most.
 
     Points are rows ``z`` [N, Z] in coordinates of the domain's own; rows not in a set are exactly at home.
+
+    Laws: whatever :meth:`attempt`, :meth:`part` and :meth:`options` give may be had, and changes no feature but those
+    that were named; ``part`` at share 0 is home.
     """
 
-    features: Features
+    features: Partition
 
     @property
     @abstractmethod
@@ -42,6 +50,11 @@ class Domain(ABC):
     def probe(self) -> Probe:
         """The goal as a function of such points."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether a feature changes in one way only: a set is then tried by trying one point."""
+        return False
+
     @abstractmethod
     def rankings(self) -> list[Tensor]:
         """Attributions [B, F] towards what the domain allows: the more, the sooner a feature should be tried."""
@@ -51,93 +64,272 @@ class Domain(ABC):
         """The best point of each row [N] when only its set [N, F] may change; looked for from ``start`` too."""
 
     @abstractmethod
-    def cost(self, found: Found, rows: Tensor) -> Tensor:
+    def cost(self, z: Tensor, rows: Tensor) -> Tensor:
         """What decides between sets of the same size: the less, the better [N]."""
 
     @abstractmethod
+    def part(self, z: Tensor, rows: Tensor, which: Tensor, share: Tensor) -> Tensor:
+        """``z`` with the features ``which`` [N, F] at ``share`` [N] of their way from home."""
+
     def back(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         """``z`` with the features ``which`` [N, F] taken home."""
+        return self.part(z, rows, which, torch.zeros_like(z[:, 0]))
+
+    @abstractmethod
+    def changed(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Which features are not at home [N, F]."""
 
     @abstractmethod
     def inputs(self, z: Tensor) -> Tensors:
         """The model's inputs at the points of all examples [B, Z]."""
 
+    def edge(self, z: Tensor) -> Tensor:
+        """Which features stand at an end of what is allowed, for all examples [B, F]."""
+        return torch.zeros(len(z), self.features.count, dtype=torch.bool, device=z.device)
+
     def refine(self, z: Tensor, rows: Tensor, sets: Tensor) -> Tensor:
-        """A nearer point that still reaches the goal, without leaving the sets."""
+        """A cheaper point that still reaches the goal, without leaving the sets."""
         return z
+
+
+class Graded(Domain):
+    """Domains whose features can be moved by degrees, and have values that can be tried one by one."""
+
+    @abstractmethod
+    def options(self, rows: Tensor, k: Tensor) -> Tensor:
+        """Points at which all features have their ``k``-th value [N, Z], ``VALUES`` each at most."""
+
+    @property
+    @abstractmethod
+    def values(self) -> int:
+        """How many values a feature has at most."""
+
+    @abstractmethod
+    def put(self, z: Tensor, rows: Tensor, which: Tensor, there: Tensor) -> Tensor:
+        """``z`` with the features ``which`` [N, F] as they are in ``there`` [N, Z]."""
+
+    def ascend(self, rows: Tensor, sets: Tensor, best: Found, rounds: int = 4) -> Found:
+        """One feature of the set after the other is given the value that helps most, while one does; values only."""
+        left = torch.arange(len(rows), device=rows.device)
+        for _ in range(rounds):
+            left = left[~best.success[left]]
+            pairs = sets[left].nonzero()
+            if not len(pairs):
+                break
+            n = left[pairs[:, 0]].repeat_interleave(self.values)
+            k = torch.arange(self.values, device=rows.device).repeat(len(pairs))
+            which = torch.zeros(len(n), sets.shape[1], dtype=torch.bool, device=rows.device)
+            which.scatter_(1, pairs[:, 1].repeat_interleave(self.values)[:, None], True)
+            before = best.margin[left]
+            for some in _pieces(len(n), best.z.shape[1]):
+                r = rows[n[some]]
+                z = self.put(best.z[n[some]], r, which[some], self.options(r, k[some]))
+                best = _strongest(best, n[some], Found(z, self.probe.value(z, r), self.cost(z, r)))
+            left = left[best.margin[left] > before]
+        return best
+
+    def refine(self, z: Tensor, rows: Tensor, sets: Tensor) -> Tensor:
+        """Features go back one after the other as far as the goal stays reached, those first that help least.
+
+        By how much the goal is missed when one alone goes home, for what that saves: in this order the least change of
+        a linear model is found exactly, as in a knapsack whose pieces can be cut.
+        """
+        f, now = self.probe, z
+        pairs = sets.nonzero()
+        if not len(pairs):
+            return z
+        n, alone = pairs[:, 0], torch.zeros_like(sets[pairs[:, 0]]).scatter(1, pairs[:, 1:], True)
+        without = self.back(z[n], rows[n], alone)
+        lost = f.value(z, rows)[n] - f.value(without, rows[n])
+        saved = self.cost(z, rows)[n] - self.cost(without, rows[n])
+        worth = torch.full(sets.shape, torch.inf).to(z)
+        worth[n, pairs[:, 1]] = (lost / saved.clamp(min=1e-12)).to(z)
+        order = worth.argsort(1)
+        for j in range(int(sets.sum(1).max())):
+            which = torch.zeros_like(sets).scatter(1, order[:, j : j + 1], True) & sets
+            now = self._nearer(now, rows, which)
+        return now
+
+    def _nearer(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
+        """Halves the way home of some features as long as the goal stays reached and the cost falls."""
+        f, best, cost = self.probe, z, self.cost(z, rows)
+        low, high = torch.zeros_like(z[:, 0]), torch.ones_like(z[:, 0])
+        for _ in range(ROUNDS):
+            middle = (low + high) / 2
+            tried = self.part(z, rows, which, middle)
+            now = self.cost(tried, rows)
+            good = (f.value(tried, rows) > 0) & (now <= cost)
+            best, cost = torch.where(good[:, None], tried, best), torch.where(good, now, cost)
+            low, high = torch.where(good, low, middle), torch.where(good, middle, high)
+        return best
 
 
 @dataclass(frozen=True, eq=False)
-class Move(Domain):
-    """Features move anywhere inside a finite box; points are packed inputs [N, D]."""
+class Moved(Site):
+    """The inputs, told by how far each element has moved from where it was, in units of its own [N, D]; 0: not at all.
 
-    f: Probe
-    features: Features
+    Args:
+        start: where they were [B, D].
+        unit: what a move is counted in [1, D] or [B, D].
+        low, high: the box, which rounding may not leave.
+    """
+
+    start: Tensor
+    unit: Tensor
     low: Tensor
     high: Tensor
+    packing: Packing
+
+    entry = True
+
+    def read(self, call: Call, inputs: Tensors) -> Tensors:
+        return (torch.zeros_like(self.start[: len(inputs[0])]),)
+
+    def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
+        return call(self.packing.unpack(self.there(z[0], rows)))
+
+    def there(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Packed inputs [N, D]."""
+        moved = self.start[rows] + z * _of(self.unit, rows)
+        return torch.clamp(moved, _of(self.low, rows), _of(self.high, rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Move(Graded):
+    """Features move anywhere inside a finite box; points are the moves [N, D], in units of their own.
+
+    Args:
+        f: the goal at the inputs.
+        features: what moves together.
+        low, high: the box [B, D].
+        unit: what each element's move is counted in [1, D] or [B, D]: the least costly change is the smallest so.
+        norm: how the cost of a change is measured.
+        steps: of the ascent for each set.
+    """
+
+    f: Probe
+    features: Partition
+    low: Tensor
+    high: Tensor
+    unit: Tensor
+    norm: Norm = L1()
     steps: int = 12
+
+    @cached_property
+    def probe(self) -> Probe:
+        return self.f.to(at=Moved(self.f.point, self.unit, self.low, self.high, self.f.packing))
 
     @property
     def home(self) -> Tensor:
-        return self.f.point
-
-    @property
-    def probe(self) -> Probe:
-        return self.f
-
-    @cached_property
-    def width(self) -> Tensor:
-        """Of the box, where it is widest [D]."""
-        return (self.high - self.low).amax(0).clamp(min=1e-12)
+        return self.probe.point
 
     @cached_property
     def box(self) -> Region:
-        """Everything that the box allows, measured in its widths."""
-        return Region(self.home, Linf(self.width), torch.ones_like(self.home[:, 0]), self.low, self.high)
+        """Everything that the box allows."""
+        low, high = ((b - self.f.point) / self.unit for b in (self.low, self.high))
+        far = torch.maximum(-low, high).amax(1) if low.shape[1] else low.new_zeros(len(low))
+        return Region(self.home, Linf(), far, low, high)
+
+    @cached_property
+    def slope(self) -> Tensor | None:
+        """The gradient at home [B, D]; None if there are no gradients: tokens, or a black box."""
+        try:
+            return self.probe.grad(self.home)[1]
+        except ModelError:
+            return None
+
+    def within(self, rows: Tensor, sets: Tensor) -> Region:
+        """The region of some rows when only their sets may move, by no more than there is room for."""
+        free = self.features.spread(sets.to(self.home), rows) > 0
+        near = self.box.at(rows).to(free=free)
+        room = torch.where(free, torch.maximum(-near.low, near.high), 0)
+        return near.to(radius=room.amax(1) if room.shape[1] else near.radius)
 
     def rankings(self) -> list[Tensor]:
         # Towards what the constraints allow, not towards zero: a zero baseline is a poor guide to what can be done.
-        everyone, free = self.f.everyone, self.box
-        g = self.f.grad(self.home)[1]
+        f, everyone, free, g = self.probe, self.probe.everyone, self.box, self.slope
+        if g is None:
+            return [self._alone()]
         corner = free.step(self.home, g, free.radius)
-        most = pgd(self.f, free, everyone, self.steps, 2.5 * free.radius / self.steps, stop=False).z
-        tries = [self._towards(most), self._towards(corner), g * (corner - self.home)]
-        return [self.features.gather(a, everyone) for a in tries]
+        most = pgd(f, free, everyone, self.steps, 2.5 * free.radius / self.steps, stop=False).z
+        tries = [end * mean_grad(f, self.home, end, NODES) for end in (most, corner)]
+        tries.append(g * corner)
+        ranks = [self.features.gather(a, everyone) for a in tries]
+        return [torch.where((g == 0).all(1, keepdim=True), self._alone(), r) for r in ranks] if _flat(g) else ranks
 
-    def _towards(self, end: Tensor) -> Tensor:
-        there = self.f.to(inputs=self.f.packing.unpack(end))
-        return integrated_gradients(there, through(self.f.inputs), NODES)
+    def _alone(self) -> Tensor:
+        """The largest margin that each feature reaches on its own [B, F]."""
+        f, count = self.probe, self.features.count
+        best = torch.full((f.examples, count), -torch.inf, device=f.device, dtype=self.home.dtype)
+        for k in range(self.values):
+            for part, rows, which in _each(f.everyone, count, self.home.shape[1]):
+                there = self.options(rows, torch.full_like(rows, k))
+                z = self.put(self.home[rows], rows, which, there)
+                best.view(-1)[part] = torch.maximum(best.view(-1)[part], f.value(z, rows).to(best))
+        return best - best.amin(1, keepdim=True)
 
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
-        near = self.box.at(rows).to(free=self.features.spread(sets.to(start), rows) > 0)
-        length = 2.5 * near.radius / self.steps
-        best = pgd(self.f, near, rows, self.steps, length)
-        left = (~best.success & (start != near.centre).any(1)).nonzero().squeeze(1)
+        f, near = self.probe, self.within(rows, sets)
+        best = Found.nothing(near.centre)
+        blind = torch.ones_like(rows, dtype=torch.bool)
+        if self.slope is not None:
+            length = 2.5 * near.radius / self.steps
+            best = pgd(f, near, rows, self.steps, length)
+            left = (~best.success & (start != near.centre).any(1)).nonzero().squeeze(1)
+            if len(left):
+                some = near.at(left)
+                warm = pgd(f, some, rows[left], self.steps, length[left], some.project(start[left]))
+                best = best.put(left, best.at(left).stronger(warm))
+            blind = (self.slope[rows] == 0).all(1)
+        left = (blind & ~best.success).nonzero().squeeze(1)
         if len(left):
-            some = near.at(left)
-            warm = pgd(self.f, some, rows[left], self.steps, length[left], some.project(start[left]))
-            best = best.put(left, best.at(left).stronger(warm))
-        return shrunk(self.f, near, rows, best)
+            these, sought = rows[left], best.at(left)
+            for z in (start[left], *self._corners(near.at(left))):
+                sought = sought.stronger(Found(z, f.value(z, these).to(sought.margin), sought.size))
+            best = best.put(left, self.ascend(these, sets[left], sought))
+        return shrunk(f, near.to(norm=self.norm), rows, replace(best, size=self.cost(best.z, rows)))
 
-    def cost(self, found: Found, rows: Tensor) -> Tensor:
-        return ((found.z - self.home[rows]) / self.width).abs().sum(1)
+    def _corners(self, near: Region) -> Iterator[Tensor]:
+        """Points far from home to begin at where there is no gradient."""
+        for share in (0.0, 1.0, 0.25, 0.75):
+            yield near.anywhere(torch.full_like(near.centre, share))
 
-    def back(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
-        return torch.where(self.features.spread(which.to(z), rows) > 0, self.home[rows], z)
+    @property
+    def values(self) -> int:
+        return VALUES
+
+    def options(self, rows: Tensor, k: Tensor) -> Tensor:
+        return torch.lerp(self.box.low[rows], self.box.high[rows], k[:, None].to(self.home) / (VALUES - 1))
+
+    def put(self, z: Tensor, rows: Tensor, which: Tensor, there: Tensor) -> Tensor:
+        return torch.where(self.features.spread(which.to(z), rows) > 0, there, z)
+
+    def cost(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self.norm.size(z)
+
+    def part(self, z: Tensor, rows: Tensor, which: Tensor, share: Tensor) -> Tensor:
+        return self.put(z, rows, which, z * share[:, None])
+
+    def changed(self, z: Tensor, rows: Tensor) -> Tensor:
+        moved = self.there(z, rows) != self.f.point[rows]
+        return self.features.gather(moved.to(z), rows) > 0
+
+    def there(self, z: Tensor, rows: Tensor) -> Tensor:
+        """Packed inputs [N, D] at some points."""
+        assert isinstance(self.probe.at, Moved)
+        return self.probe.at.there(z, rows)
 
     def inputs(self, z: Tensor) -> Tensors:
-        return self.f.packing.unpack(z)
+        return self.f.packing.unpack(self.there(z, self.f.everyone))
+
+    def edge(self, z: Tensor) -> Tensor:
+        there, everyone = self.there(z, self.f.everyone), self.f.everyone
+        end = ((there <= self.low) | (there >= self.high)) & (there != self.f.point)
+        return self.features.gather(end.to(z), everyone) > 0
 
     def refine(self, z: Tensor, rows: Tensor, sets: Tensor) -> Tensor:
-        """All features straight back together, then each on its own, each as far as the goal stays reached."""
-        z = self._nearer(z, rows, sets)
-        for j in range(min(int(sets.sum(1).max()), 8) if len(sets) else 0):
-            nth = sets & (sets.cumsum(1) == j + 1)
-            z = self._nearer(z, rows, nth)
-        return z
-
-    def _nearer(self, z: Tensor, rows: Tensor, sets: Tensor) -> Tensor:
-        return way_back(self.f, rows, self.back(z, rows, sets), z, rounds=12)
+        """First all features straight back together, then as in all graded domains."""
+        return super().refine(way_back(self.probe, rows, self.back(z, rows, sets), z, ROUNDS), rows, sets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +337,7 @@ class Replace(Domain):
     """Features give way to a reference, whole; points are gates [N, F]."""
 
     f: Probe
-    features: Features
+    features: Partition
     reference: Reference
 
     @cached_property
@@ -156,6 +348,10 @@ class Replace(Domain):
     def home(self) -> Tensor:
         return self.probe.point
 
+    @property
+    def whole(self) -> bool:
+        return True
+
     def rankings(self) -> list[Tensor]:
         alone = -feature_ablation(Coalitions(self.f, self.features, self.reference))
         try:
@@ -165,14 +361,51 @@ class Replace(Domain):
 
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
         z = sets.to(self.home)
-        return Found(z, self.probe.value(z, rows), z.sum(1))
+        margin = self.probe.value(z, rows)
+        return Found(z, margin, -margin)
 
-    def cost(self, found: Found, rows: Tensor) -> Tensor:
-        return -found.margin  # of as many, those that make it surest
+    def cost(self, z: Tensor, rows: Tensor) -> Tensor:
+        return -self.probe.value(z, rows)  # of as many, those that make it surest
 
-    def back(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
+    def part(self, z: Tensor, rows: Tensor, which: Tensor, share: Tensor) -> Tensor:
         return torch.where(which, 0, z)
+
+    def changed(self, z: Tensor, rows: Tensor) -> Tensor:
+        return z > 0
 
     def inputs(self, z: Tensor) -> Tensors:
         assert isinstance(self.probe.at, Gates)
         return self.probe.at.blend(z, self.f.everyone)
+
+
+def _of(t: Tensor, rows: Tensor) -> Tensor:
+    return t if len(t) == 1 else t[rows]
+
+
+def _flat(g: Tensor) -> bool:
+    return bool((g == 0).all(1).any())
+
+
+def _pieces(n: int, width: int) -> Iterator[slice]:
+    """Of ``n`` rows of points, as many as should be held at once."""
+    size = max(1, 2**24 // max(width, 1))
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+
+def _each(rows: Tensor, count: int, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Every row with every feature alone, piece by piece: where they stand among all pairs, rows and sets."""
+    for part in _pieces(len(rows) * count, width):
+        k = torch.arange(part.start, part.stop, device=rows.device)
+        which = torch.zeros(len(k), count, dtype=torch.bool, device=rows.device)
+        yield part, rows[k // count], which.scatter(1, (k % count)[:, None], True)
+
+
+def _strongest(best: Found, n: Tensor, tried: Found) -> Found:
+    """``best``, with the strongest of what was tried for each of its rows ``n``, where that is stronger."""
+    margin = tried.margin.to(best.margin)
+    most = torch.full_like(best.margin, -torch.inf).scatter_reduce(0, n, margin, "amax")
+    first = torch.full_like(best.margin, len(n), dtype=torch.long)
+    at = torch.arange(len(n), device=n.device)
+    first = first.scatter_reduce(0, n, torch.where(margin == most[n], at, len(n)), "amin")
+    win = (most > best.margin).nonzero().squeeze(1)
+    return best.put(win, Found(tried.z[first[win]], margin[first[win]], tried.size[first[win]].to(best.size)))

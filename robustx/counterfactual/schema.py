@@ -240,18 +240,29 @@ class FeatureSchema:
             ImportError: pandas is not installed.
         """
         frame: Callable[..., pd.DataFrame] = optional("pandas", "tables").DataFrame
-        columns: dict[str, Any] = {}
+        return frame(self._columns(codes))
+
+    def rows(self, codes: Tensor) -> list[list[Any]]:
+        """Codes [B, F] as lists of values that people read, one for each row."""
+        columns = self._columns(codes).values()
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _columns(self, codes: Tensor) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
         for f, code in zip(self.features, codes.T.tolist(), strict=True):
             if f.listed:
                 columns[f.name] = [f.categories[int(c)] for c in code]
             else:
                 columns[f.name] = [int(c) for c in code] if f.kind == "integer" and f.step is None else code
-        return frame(columns)
+        return columns
 
     # --- what may change --------------------------------------------------------------------------------
 
-    def limits(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the greatest code that each row's features may have [B, F]; its own always lies between."""
+    def limits(self, codes: Tensor, free: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The least and the greatest code that each row's features may have [B, F]; its own always lies between.
+
+        With ``free`` [B, F] others may have no other than their own.
+        """
         low, high = codes.clone(), codes.clone()
         for i, f in enumerate(self.features):
             if f.mutable:
@@ -265,6 +276,8 @@ class FeatureSchema:
                     at_most = start + ((at_most - start) / step).floor() * step
                 low[:, i] = own if f.direction == "increase" else torch.minimum(at_least, own)
                 high[:, i] = own if f.direction == "decrease" else torch.maximum(at_most, own)
+        if free is not None:
+            low, high = torch.where(free, low, codes), torch.where(free, high, codes)
         return low, high
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,13 +300,14 @@ class FeatureSchema:
                 high[:, p.start] = torch.maximum(torch.maximum(*ends), own)
         return low, high
 
-    def project(self, z: Tensor, x: Tensor) -> Tensor:
+    def project(self, z: Tensor, x: Tensor, free: Tensor | None = None) -> Tensor:
         """Encoded rows [N, D] moved to where everything holds, seen from ``x`` [N, D]: nothing of it is a penalty.
 
         Numbers are clipped and put on their grids, blocks become one of the categories allowed, sums are mended by the
-        least move. A row whose sums cannot be mended comes back as ``x``.
+        least move. A row whose sums cannot be mended comes back as ``x``. With ``free`` [N, F] only those features
+        move at all.
         """
-        home = self.decoded(x)
+        home, free = self.decoded(x), None if free is None else free.cpu()
         codes = torch.stack(
             [
                 self._category(f, p, z, home[:, i])
@@ -306,7 +320,7 @@ class FeatureSchema:
         for i, p in enumerate(self.places):  # what did not move stays, whatever decoding rounds
             still = (z[:, p.columns] == x[:, p.columns]).all(1).cpu()
             codes[still, i] = home[still, i]
-        codes = self._summed(self._allowed(codes, home), home)
+        codes = self._summed(self._allowed(codes, home, free), home, free)
         new = self.encoded(codes).to(z)
         same = (codes == home).to(z.device)
         return torch.where(same[:, self.feature_mask[0].to(z.device)], x, new)
@@ -319,14 +333,15 @@ class FeatureSchema:
         mine = score.gather(1, own.long()[:, None]).squeeze(1)
         return torch.where(mine == best, own, score.argmax(1).double())
 
-    def _allowed(self, codes: Tensor, home: Tensor) -> Tensor:
+    def _allowed(self, codes: Tensor, home: Tensor, free: Tensor | None = None) -> Tensor:
         """Codes within the limits of each row and on the grid; what did not change stays, wherever it is."""
-        low, high = self.limits(home)
+        low, high = self.limits(home, free)
         kept = []
         for i, f in enumerate(self.features):
             own, code = home[:, i], codes[:, i]
             if f.kind == "categorical":
                 may = f.may_become()[own.long(), code.long()] & f.mutable
+                may = may if free is None else may & free[:, i]
                 kept.append(torch.where(may, code, own))
                 continue
             snapped = f.snapped(code).clamp(low[:, i], high[:, i])
@@ -343,11 +358,11 @@ class FeatureSchema:
             told.extend((sign * a, sign * c.bound, c) for sign in SENSES[c.sense])
         return told
 
-    def _summed(self, codes: Tensor, home: Tensor) -> Tensor:
+    def _summed(self, codes: Tensor, home: Tensor, free: Tensor | None = None) -> Tensor:
         sums = self._sums()
         if not sums:
             return codes
-        low, high = self.limits(home)
+        low, high = self.limits(home, free)
         unit = torch.tensor([f.span for f in self.features], dtype=torch.float64)
         for _ in range(ROUNDS):
             before = codes

@@ -4,7 +4,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from math import inf, prod
+from time import monotonic
 from typing import Any, Self, TypeVar
 
 import torch
@@ -41,17 +42,23 @@ class NonFiniteError(ValueError):
     """An input or a score is NaN or infinite."""
 
 
+class OutOfTime(RuntimeError):
+    """A search has used up the time it was given; what it has found so far stands."""
+
+
 @dataclass
 class Meter:
     """Rows that went forward and backward through the model, per example [B].
 
     Args:
         asked: where it is kept, the scores that were asked for: (examples [n], scores [n]), in order.
+        until: when time is up, by :func:`time.monotonic`: the next pass then ends in :class:`OutOfTime`.
     """
 
     forward: Tensor
     backward: Tensor
     asked: list[tuple[Tensor, Tensor]] | None = None
+    until: float = inf
 
     @classmethod
     def of(cls, examples: int, device: torch.device) -> "Meter":
@@ -60,7 +67,7 @@ class Meter:
 
     def take(self) -> "Meter":
         """What was counted so far; counting starts anew."""
-        taken = Meter(self.forward.clone(), self.backward.clone(), self.asked)
+        taken = replace(self, forward=self.forward.clone(), backward=self.backward.clone())
         self.forward.zero_(), self.backward.zero_()
         return taken
 
@@ -606,6 +613,8 @@ class Probe:
 
     def _count(self, rows: Tensor, forward: int = 1, backward: int = 0, scores: Tensor | None = None) -> None:
         assert self.meter is not None
+        if self.meter.until < inf and monotonic() > self.meter.until:
+            raise OutOfTime("time is up")
         noted = None if self.meter.asked is None or scores is None else self.of.noted(scores)
         if self.meter.asked is not None and noted is not None:
             self.meter.asked.append((self.owner(rows), noted.detach()))

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..attacks import ZeroGradientWarning
 from ..attribution import IntegratedGradients
-from ..counterfactual import Guided
+from ..counterfactual import CounterfactualExplainer
 from ..engine.probe import ModelError, NonFiniteError
 from ..engine.scores import Score
-from ..perturb.goals import as_logits
+from ..perturb.goals import Leave, Reach, as_logits
 from ..perturb.segments import superpixels
 from ..zoo import Data
 from .block import Finished, logits_of
@@ -192,12 +192,13 @@ def _counterfactuals(
         "contributions": torch.zeros(len(x), features, dtype=torch.float64),
     }
     right = (logits.argmax(1) == y).cpu()
-    method = Guided(model, data.bounds)
+    method = CounterfactualExplainer(model, bounds=data.bounds)
     for targeted in (False, True):
         rows = (~right if targeted else right).nonzero().squeeze(1)
         if not len(rows):
             continue
-        result = method.generate(x[rows], y[rows], targeted, feature_mask=None if mask is None else mask[rows])
+        goal = (Reach if targeted else Leave)(y[rows])
+        result = method.generate(x[rows], goal, feature_mask=None if mask is None else mask[rows])
         count = result.changed.shape[1]
         out["counterfactual"][rows] = result.counterfactual
         out["valid"][rows] = result.valid.cpu()

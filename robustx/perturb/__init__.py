@@ -2,7 +2,7 @@
 
 from .features import Features, Grid, Partition, Windows, blocks, columns, elements, features_of, from_masks, words
 from .gates import Gates, gated
-from .goals import LOSSES, Between, Goal, Leave, Reach, Until, as_logits
+from .goals import LOSSES, Between, Goal, Leave, Reach, Surely, Until, as_logits
 from .hierarchy import Hierarchy, halves, linked, nested, superpixel_hierarchy
 from .norms import L0, L1, L2, NORMS, Linf, Norm, norm_of
 from .references import (
@@ -47,6 +47,7 @@ __all__ = [
     "Reach",
     "Reference",
     "Region",
+    "Surely",
     "Until",
     "Windows",
     "among",

@@ -1,5 +1,6 @@
 """Goals: scores that say when a search has found what it looks for, and losses that lead there."""
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
@@ -219,6 +220,30 @@ class Reach(_ClassGoal):
             logits = as_logits(out, rows)
             return _targeted_ratio(-margin(logits, self.y[rows]), logits)
         return -self.climb(out, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Surely(_ClassGoal):
+    """Give class ``y``, or with ``leave`` any one class but ``y``, more than the probability ``least``.
+
+    The margin is in logits: the class's log-odds less those of ``least``, which do not saturate as probabilities do.
+    """
+
+    least: float = 0.5
+    leave: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.least < 1:
+            raise ValueError(f"least must be a probability between 0 and 1, got {self.least!r}")
+
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
+        logits, y = as_logits(out, rows), self.y[rows][:, None]
+        odds = math.log(self.least / (1 - self.least))
+        if not self.leave:
+            return logits.gather(1, y).squeeze(1) - logits.scatter(1, y, -torch.inf).logsumexp(1) - odds
+        best = logits.scatter(1, y, -torch.inf).argmax(1, keepdim=True)
+        return logits.gather(1, best).squeeze(1) - logits.scatter(1, best, -torch.inf).logsumexp(1) - odds
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustx import zoo
-from robustx.counterfactual import Guided
+from robustx.counterfactual import CounterfactualExplainer
 from robustx.engine import Probe
 from robustx.perturb import Between, blur, superpixels, through
 
@@ -16,7 +16,12 @@ from robustx.perturb import Between, blur, superpixels, through
 def table():
     model, data = zoo.load("breast-cancer")
     x = data.x[:20]
-    return model, data, x, Guided(model, bounds=(0, 1)).generate(x, names=[c.name for c in data.columns])
+    return (
+        model,
+        data,
+        x,
+        CounterfactualExplainer(model, bounds=(0, 1)).generate(x, names=[c.name for c in data.columns]),
+    )
 
 
 def net(d=6, k=3, seed=0):
@@ -67,7 +72,7 @@ def test_fewest_features_of_a_linear_model_is_the_closed_form(seed):
     torch.manual_seed(seed)
     model = nn.Linear(12, 2).double()
     x = torch.rand(16, 12, dtype=torch.float64) * 0.6 + 0.2
-    result = Guided(model, bounds=(0, 1), by=1e-9).generate(x)
+    result = CounterfactualExplainer(model, bounds=(0, 1), by=1e-9).generate(x)
     w = model.weight[1] - model.weight[0]
     lead = (model(x)[:, 1] - model(x)[:, 0]).detach()
     w = torch.where(lead[:, None] > 0, -w, w).detach()  # towards the other class
@@ -88,7 +93,7 @@ def test_replaced_superpixels_against_all_subsets(reference, other, possible):
     x = data.x[:6]
     mask = superpixels(x, "grid", 9)
     n = int(mask.max()) + 1
-    result = Guided(model, reference=reference).generate(x, feature_mask=mask)
+    result = CounterfactualExplainer(model, reference=reference).generate(x, feature_mask=mask)
     (other,) = other(Probe(model, (x,)))
     y = model(x).argmax(1)
     for i in range(len(x)):
@@ -115,7 +120,7 @@ def test_replaced_superpixels_against_all_subsets(reference, other, possible):
 def test_contributions_are_shapley_values_by_definition():
     model = net().requires_grad_(False)
     x = torch.rand(3, 6, dtype=torch.float64)
-    result = Guided(model, bounds=(0, 1)).generate(x, immutable=[0])
+    result = CounterfactualExplainer(model, bounds=(0, 1)).generate(x, immutable=[0])
     y = model(x).argmax(1)
 
     def lead(z, y):
@@ -139,7 +144,7 @@ def test_contributions_are_shapley_values_by_definition():
 def test_many_changes_are_shared_out_completely():
     model = lambda x: torch.stack([x.sum(1) * 0 + 13.5, x.sum(1)], 1)
     x = torch.zeros(2, 15)
-    result = Guided(model, bounds=(0, 1)).generate(x)
+    result = CounterfactualExplainer(model, bounds=(0, 1)).generate(x)
     assert result.n_changed.tolist() == [14, 14]
     torch.testing.assert_close(result.contributions.sum(1).float(), result.margin - result.before)
 
@@ -148,14 +153,14 @@ def test_constraints_hold_and_an_impossible_goal_is_said_to_be():
     model = net()
     x = torch.rand(8, 6, dtype=torch.float64)
     low, high = x - 0.3, x + 0.3
-    result = Guided(model, bounds=(low, high)).generate(x, immutable=["feature 2", 4])
+    result = CounterfactualExplainer(model, bounds=(low, high)).generate(x, immutable=["feature 2", 4])
     assert not result.changed[:, [2, 4]].any()
     assert torch.equal(result.counterfactual[:, [2, 4]], x[:, [2, 4]])
     assert ((result.counterfactual >= low) & (result.counterfactual <= high)).all()
-    stuck = Guided(model, bounds=(x - 1e-6, x + 1e-6)).generate(x)
+    stuck = CounterfactualExplainer(model, bounds=(x - 1e-6, x + 1e-6)).generate(x)
     assert not stuck.valid.any()
     assert torch.equal(stuck.counterfactual, x)
-    assert stuck.proved == ["nothing"] * 8
+    assert stuck.proved == ("nothing",) * 8
     assert (stuck.nearest >= stuck.before).all()
 
 
@@ -163,14 +168,14 @@ def test_goals_targets_and_examples_that_are_there_already():
     model = net()
     x = torch.rand(8, 6, dtype=torch.float64)
     start = model(x).argmax(1)
-    reach = Guided(model, bounds=(-3, 3)).generate(x, torch.full((8,), 1), targeted=True)
+    reach = CounterfactualExplainer(model, bounds=(-3, 3)).generate(x, torch.full((8,), 1))
     assert (model(reach.counterfactual).argmax(1)[reach.valid] == 1).all()
     assert reach.valid.all()
     assert (reach.n_changed[start == 1] == 0).all()
     assert torch.equal(reach.counterfactual[start == 1], x[start == 1])
     value = lambda z: model(z)[:, 0]
     goal = Between(float(value(x).max().detach()) + 0.1, float(value(x).max().detach()) + 0.2)
-    band = Guided(value, bounds=(-3, 3)).generate(x, goal=goal)
+    band = CounterfactualExplainer(value, bounds=(-3, 3)).generate(x, goal)
     inside = (value(band.counterfactual) > goal.low) & (value(band.counterfactual) < goal.high)
     assert torch.equal(inside, band.valid)
     assert band.valid.all()
@@ -179,7 +184,7 @@ def test_goals_targets_and_examples_that_are_there_already():
 def test_rows_do_not_depend_on_their_batch_nor_on_its_order():
     model = net()
     x = torch.rand(5, 6, dtype=torch.float64)
-    explainer = Guided(model, bounds=(0, 1))
+    explainer = CounterfactualExplainer(model, bounds=(0, 1))
     whole, order = explainer.generate(x), torch.tensor([3, 1, 4, 0, 2])
     shuffled = explainer.generate(x[order])
     torch.testing.assert_close(shuffled.counterfactual, whole.counterfactual[order])
@@ -192,22 +197,22 @@ def test_rows_do_not_depend_on_their_batch_nor_on_its_order():
 def test_tuples_dicts_tokens_and_no_examples():
     two = lambda a, b: torch.stack([a.sum(1) + b.flatten(1).sum(1), 1 + 0 * a.sum(1)], 1)
     a, b = torch.full((3, 2), 0.6), torch.full((3, 2, 2), 0.1)
-    result = Guided(two, bounds=(0, 1)).generate((a, b))
+    result = CounterfactualExplainer(two, bounds=(0, 1)).generate((a, b))
     assert result.valid.all()
     assert isinstance(result.counterfactual, tuple)
     assert result.changed.shape == (3, 6)
-    named = Guided(lambda *, b, a: two(a, b), bounds=(0, 1)).generate({"a": a, "b": b})
+    named = CounterfactualExplainer(lambda *, b, a: two(a, b), bounds=(0, 1)).generate({"a": a, "b": b})
     torch.testing.assert_close(named.counterfactual["a"], result.counterfactual[0])
 
     torch.manual_seed(0)
     words = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 2)).eval()
     tokens = torch.randint(1, 9, (6, 5))
-    swapped = Guided(words, reference=0).generate(tokens)
+    swapped = CounterfactualExplainer(words, reference=0).generate(tokens)
     assert (words(swapped.counterfactual).argmax(1) != words(tokens).argmax(1))[swapped.valid].all()
     assert ((swapped.counterfactual == 0) == swapped.changed).all()
     assert swapped.valid.any()
 
-    empty = Guided(two, bounds=(0, 1)).generate((a[:0], b[:0]))
+    empty = CounterfactualExplainer(two, bounds=(0, 1)).generate((a[:0], b[:0]))
     assert len(empty) == 0
     assert empty.counterfactual[1].shape == (0, 2, 2)
 
@@ -216,7 +221,9 @@ def test_the_model_is_left_as_it_was():
     model = net()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     rng = torch.get_rng_state()
-    Guided(model, bounds=(0, 1)).generate(torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator()))
+    CounterfactualExplainer(model, bounds=(0, 1)).generate(
+        torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator())
+    )
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert torch.equal(rng, torch.get_rng_state())
@@ -229,33 +236,38 @@ X = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_see
     ("make", "call", "told"),
     [
         ({}, {}, "bounds=\\(0, 1\\)"),
-        ({"reference": "inpaint"}, {}, "'blur', a number"),
+        ({"reference": "paint"}, {}, "'inpaint'"),
         ({"bounds": (0, torch.inf)}, {}, "finite"),
         ({"bounds": (0.9, 1)}, {}, "inside the bounds"),
         ({"bounds": (0, 1), "by": 0}, {}, "above 0"),
         ({"bounds": (0, 1)}, {"immutable": ["age"]}, "no feature"),
         ({"bounds": (0, 1)}, {"immutable": [17]}, "no feature"),
         ({"bounds": (0, 1)}, {"names": ["a"]}, "each of the 6"),
-        ({"bounds": (0, 1)}, {"targeted": True}, "needs y"),
-        ({"bounds": (0, 1)}, {"y": 7}, "0 to 2"),
+        ({"bounds": (0, 1)}, {"target": "best"}, "'runner-up'"),
+        ({"bounds": (0, 1)}, {"target": 7}, "0 to 2"),
+        ({"bounds": (0, 1)}, {"min_prob": 2}, "between 0 and 1"),
+        ({"bounds": (0, 1)}, {"target": Between(0, 1, 0), "min_prob": 0.5}, "of a class"),
+        ({"bounds": (0, 1)}, {"time_limit": 0}, "above 0 seconds"),
+        ({"bounds": (0, 1), "distance": "l3"}, {}, "'l0\\+l1'"),
+        ({"bounds": (0, 1), "strategy": "magic"}, {}, "'guided'"),
     ],
 )
 def test_bad_input_is_named(make, call, told):
     with pytest.raises(ValueError, match=told):
-        Guided(net(), **make).generate(X, **call)
+        CounterfactualExplainer(net(), **make).generate(X, **call)
 
 
 def test_masks_go_by_the_names_of_the_inputs_and_goals_may_be_functions():
     two = lambda a, b: torch.stack([a.sum(1) + b.sum(1), 1 + 0 * a.sum(1)], 1)
     x = {"a": torch.full((3, 3), 0.2), "b": torch.full((3, 3), 0.05)}
     masks = {"b": torch.tensor([[1, 2, 3]]), "a": torch.tensor([[0, 0, 0]])}
-    result = Guided(two, bounds=(0, 1)).generate(x, feature_mask=masks, immutable=[1, 2, 3])
+    result = CounterfactualExplainer(two, bounds=(0, 1)).generate(x, feature_mask=masks, immutable=[1, 2, 3])
     assert result.valid.all()
     assert (result.counterfactual["a"] != x["a"]).all()  # one block, and nothing of b
     assert torch.equal(result.counterfactual["b"], x["b"])
     with pytest.raises(ValueError, match="feature_mask is for a, q, but the inputs are a, b"):
-        Guided(two, bounds=(0, 1)).generate(x, feature_mask={"a": masks["a"], "q": masks["b"]})
-    small = Guided(lambda z: z.sum(1) * 1e-4, bounds=(0, 1)).generate(x["a"], goal=lambda out: out - 2e-4)
+        CounterfactualExplainer(two, bounds=(0, 1)).generate(x, feature_mask={"a": masks["a"], "q": masks["b"]})
+    small = CounterfactualExplainer(lambda z: z.sum(1) * 1e-4, bounds=(0, 1)).generate(x["a"], lambda out: out - 2e-4)
     assert small.valid.all()
-    with pytest.raises(ValueError, match="not both"):
-        Guided(two, bounds=(0, 1), reference=0.0)
+    with pytest.raises(ValueError, match="bounds and reference"):
+        CounterfactualExplainer(two, bounds=(0, 1), reference=0.0)

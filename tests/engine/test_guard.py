@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from robustx.attacks import ATTACKS, FGSM, MinParamPerturbation, make
 from robustx.attribution import IntegratedGradients
-from robustx.counterfactual import Guided
+from robustx.counterfactual import CounterfactualExplainer
 from robustx.engine import ModelError, untouched
 from robustx.engine.guard import Shared, Turns, modules_of
 
@@ -57,7 +57,9 @@ WAYS |= {
     "fgsm.perturb": lambda model, x: make("fgsm", model).perturb(x, 0.3, torch.tensor([0, 1])),
     "pgd.perturb": lambda model, x: make("pgd", model).perturb(x, 0.3, 0.1, 3, torch.tensor([0, 1]), random_start=True),
     "MinParamPerturbation": searched,
-    "Guided": lambda model, x: Guided(model, bounds=(-9, 9)).generate(x).counterfactual,
+    "CounterfactualExplainer": lambda model, x: (
+        CounterfactualExplainer(model, bounds=(-9, 9)).generate(x).counterfactual
+    ),
 }
 every = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 

@@ -1,0 +1,317 @@
+"""The one object that finds counterfactuals: what is asked about, how features may change, and by which strategy."""
+
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from time import monotonic
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from ..attribution.shapley import shares_of_change
+from ..engine.checks import ArgumentError, ArgumentTypeError, whole
+from ..engine.guard import guarded
+from ..engine.probe import Door, OutOfTime, Probe
+from ..engine.randomness import Noise, identities
+from ..engine.sites import Input
+from ..perturb.features import Partition, from_masks
+from ..perturb.norms import NORMS, Norm
+from ..perturb.references import named
+from ..perturb.region import box, packed
+from .aims import Aim, aimed
+from .best import Best, Strategy, Task
+from .domain import Domain, Move, Replace
+from .guided import guided
+from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
+from .schema import FeatureSchema
+from .table import Table
+
+STRATEGIES: dict[str, Strategy] = {"guided": guided}
+"""How counterfactuals are looked for, by name."""
+
+Distance = Literal["l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf"]
+DISTANCES: dict[str, tuple[bool, Norm]] = {
+    way + name.lower(): (bool(way), NORMS[name]) for way in ("l0+", "") for name in ("L1", "L2", "Linf")
+}
+
+
+class CounterfactualExplainer:
+    """The fewest features that must change for the model to change its mind; which they are, and what each one did.
+
+    Attributions towards what the constraints allow choose the features, a search with gradients finds values for them
+    (or a reference replaces them), and Shapley values of the change explain it exactly.
+
+    Args:
+        forward_func: the model, any callable that returns class scores [B, K] (or anything, with a goal).
+        schema: what the columns of a table are and how they may change; the model takes encoded rows [B, D].
+        bounds: the finite box inside which features move; numbers, or tensors that broadcast to the inputs
+            (one range per column, or per example and column).
+        reference: let features give way to this instead of moving: ``"blur"``, ``"mean"``, ``"inpaint"``,
+            ``"noise"``, a number, a tensor that broadcasts to the inputs (another picture, say), or any
+            :data:`robustx.perturb.Reference`.
+        strategy: a name from :data:`STRATEGIES`, or a function of a :class:`Task`.
+        distance: ``"l0+l1"``: the fewest features, and of as few those that move least in all; ``"l0+l2"``,
+            ``"l0+linf"`` likewise; ``"l1"``, ``"l2"``, ``"linf"``: the least move, whatever its number of features.
+        scale: what an element's move is measured in: a number, or a tensor that broadcasts to the inputs; None: the
+            width of its bounds. (A schema has ranges and costs of its own.)
+        by: the least margin by which the goal must be reached (in logits, for classes); above 0, so that rounding in
+            another batch does not undo it. Default: 1e-4; with a goal of your own at most that share of the margin at
+            the start.
+        steps: gradient steps per set of features that is tried.
+        budget: how many sets of an example may be tried side by side: all sets of a size, if there are at most this
+            many.
+        seed: of the draws, where a strategy draws.
+        batch_size: most rows in one pass; None fills the memory budget.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 2)
+    >>> _ = model.load_state_dict({"weight": torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]]), "bias": torch.zeros(2)})
+    >>> explainer = CounterfactualExplainer(lambda x: model(x) - 1, bounds=(-1, 1))
+    >>> result = explainer.generate(torch.tensor([[0.1, 0.1, 0.5]]))
+    >>> result.changed.tolist(), result.proved
+    ([[False, False, True]], ('smallest',))
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        schema: FeatureSchema | None = None,
+        bounds: tuple[float | Tensor, float | Tensor] | None = None,
+        *,
+        reference: Any = None,
+        strategy: str | Strategy = "guided",
+        distance: Distance = "l0+l1",
+        scale: float | Tensor | None = None,
+        by: float | None = None,
+        steps: int = 12,
+        budget: int = 512,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> None:
+        if not callable(forward_func):
+            raise ArgumentTypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
+        given = [n for n, v in (("schema", schema), ("bounds", bounds), ("reference", reference)) if v is not None]
+        if len(given) > 1:
+            raise ArgumentError(f"give one of schema, bounds and reference, got {' and '.join(given)}")
+        if not given:
+            raise ArgumentError(
+                "say how features may change: bounds=(0, 1) lets them move inside a box, reference='blur' (or a "
+                "number, a tensor) lets them give way to it, schema=FeatureSchema.from_dataframe(...) is for tables"
+            )
+        if bounds is not None and (not isinstance(bounds, tuple | list) or len(bounds) != 2):
+            raise ArgumentError(f"bounds must be a pair (lowest, highest), such as (0, 1), got {bounds!r}")
+        if isinstance(reference, str):
+            named(reference)
+        if distance not in DISTANCES:
+            raise ArgumentError(f"distance must be one of {', '.join(map(repr, DISTANCES))}, got {distance!r}")
+        if not callable(strategy) and strategy not in STRATEGIES:
+            raise ArgumentError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
+        if by is not None and not by > 0:
+            raise ArgumentError(f"by must be above 0, got {by!r}: at 0 a counterfactual may not survive rounding")
+        self.forward_func, self.schema, self.bounds, self.reference = forward_func, schema, bounds, reference
+        self.strategy, self.distance, self.scale = strategy, distance, scale
+        self.by, self.steps, self.budget, self.seed, self.batch_size = by, steps, budget, seed, batch_size
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments by name, as scikit-learn asks for them."""
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Other arguments than those it was made with; as strict about them as the constructor."""
+        self.__init__(**self.get_params() | params)  # type: ignore[misc]  # the constructor is what checks them
+        return self
+
+    def __repr__(self) -> str:
+        usual = {n: p.default for n, p in signature(type(self)).parameters.items()}
+        told = {n: v for n, v in self.get_params().items() if n != "forward_func" and v is not usual[n]}
+        name = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
+        return f"CounterfactualExplainer({', '.join([name, *(f'{n}={_brief(v)}' for n, v in told.items())])})"
+
+    @guarded
+    def generate(
+        self,
+        x: Any,
+        target: Aim = "other",
+        *,
+        min_prob: float | None = None,
+        feature_mask: Any = None,
+        names: Sequence[str] | None = None,
+        immutable: Iterable[int | str] | int | str = (),
+        max_changes: int | None = None,
+        time_limit: float | None = None,
+        additional_forward_args: Any = None,
+        additional_forward_kwargs: dict[str, Any] | None = None,
+    ) -> CounterfactualResult:
+        """One counterfactual for each example; where none was found, ``status`` says so and nothing is changed.
+
+        Args:
+            x: a tensor [B, ...], or a tuple or dict of tensors; with a schema also a table in its own units.
+            target: ``"other"``: any other class than the model's own answer; ``"runner-up"``: the second one; classes
+                to reach, one or [B]; a :class:`Change` of a number; a goal (``Leave(y)`` for the classes y, an interval
+                ``Between(low, high)``), or a function from outputs to margins [N], above 0 where it is reached.
+            min_prob: the probability that a class is to reach, kept to as it is given.
+            feature_mask: integers that broadcast to the inputs; equal ones change together. Default: each for itself.
+            names: what to call the features, in the order of their ids.
+            immutable: features that must not change, by id or name.
+            max_changes: no more features than this may change.
+            time_limit: in seconds; what was found until then is handed back.
+            additional_forward_args, additional_forward_kwargs: passed on to the model.
+
+        Raises:
+            ValueError: infinite bounds, inputs outside them, unknown features, labels that are no classes.
+        """
+        began = monotonic()
+        if self.schema is not None and not isinstance(x, Tensor):
+            x = self.schema.encode(x)
+        door = Door.open(x)
+        f = door.probe(
+            self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
+        )
+        goal = aimed(f, target, min_prob)
+        f = f.to(of=goal)
+        before = f.score
+        features, told = self._features(f, feature_mask, door.names, names)
+        least = goal.hair(before) if self.by is None else torch.full_like(before, self.by)
+        domain = self._domain(f.to(of=goal.firm(least), strict=False), features)
+        few, _ = DISTANCES[self.distance]
+        task = Task(
+            domain,
+            _movable(f, features, told, immutable),
+            whole("budget", self.budget, 1),
+            Noise(self.seed, "counterfactual", identities(*f.inputs)),
+            few,
+            None if max_changes is None else whole("max_changes", max_changes, 1),
+        )
+        best, ended = self._sought(task, f, began, time_limit)
+        return self._told(x, door, f, features, told, task, best, before, least, ended, began)
+
+    def _sought(self, task: Task, f: Probe, began: float, limit: float | None) -> tuple[Best, bool]:
+        """The best, and whether the time was enough."""
+        assert f.meter is not None
+        if limit is not None and not limit > 0:
+            raise ArgumentError(f"time_limit must be above 0 seconds, got {limit!r}")
+        strategy = self.strategy if callable(self.strategy) else STRATEGIES[self.strategy]
+        f.meter.until = torch.inf if limit is None else began + limit
+        try:
+            strategy(task)
+        except OutOfTime:
+            return task.best, False
+        finally:
+            f.meter.until = torch.inf
+        return task.best, True
+
+    def _told(
+        self,
+        x: Any,
+        door: Door,
+        f: Probe,
+        features: Partition,
+        names: tuple[str, ...],
+        task: Task,
+        best: Best,
+        before: Tensor,
+        least: Tensor,
+        ended: bool,
+        began: float,
+    ) -> CounterfactualResult:
+        domain, found = task.domain, best.found[:, None]
+        after, miss = (domain.inputs(torch.where(found == good, best.z, domain.home)) for good in (True, False))
+        margin = f.to(inputs=after, strict=False).score
+        sets = best.sets & found
+        shares = shares_of_change(f.to(at=Input(), strict=False), features, after, sets)
+        assert f.meter is not None
+        there = before - least > 0
+        status, proved = _status(best, margin, there, ended), _proofs(best, margin)
+        return CounterfactualResult(
+            inputs=x,
+            counterfactual=door.out(after),
+            status=status,
+            valid=margin > 0,
+            margin=margin,
+            before=before,
+            nearest=torch.maximum(best.margin + least, before),
+            miss=door.out(miss),
+            binding=domain.edge(torch.where(found, domain.home, best.z)),
+            changed=sets,
+            cost=torch.where(best.found, best.cost, 0),
+            contributions=shares.to(before.device),
+            proved=proved,
+            names=names,
+            forwards=f.meter.forward.clone(),
+            backwards=f.meter.backward.clone(),
+            seconds=monotonic() - began,
+            probe=f,
+            rows=f.everyone,
+            features=features,
+            schema=self.schema,
+        )
+
+    def _features(
+        self, f: Probe, mask: Any, inputs: tuple[str, ...] | None, names: Sequence[str] | None
+    ) -> tuple[Partition, tuple[str, ...]]:
+        if self.schema is not None:
+            if mask is not None or names is not None:
+                raise ArgumentError("feature_mask and names are the schema's, where there is one: leave them out")
+            mask, names = self.schema.feature_mask, self.schema.names
+            if len(f.inputs) != 1 or f.inputs[0].shape[1:] != mask.shape[1:] or bool((mask < 0).any()):
+                raise ArgumentError(
+                    f"x must be encoded rows of {mask.shape[1]} columns, each of them a feature's, got "
+                    f"{', '.join(str(tuple(t.shape)) for t in f.inputs)}; use schema.encode(table)"
+                )
+        features = from_masks(mask, f.inputs, inputs)
+        if names is None:
+            return features, tuple(f"feature {i}" for i in features.known.tolist())
+        if len(names) != features.count:
+            raise ArgumentError(f"names must name each of the {features.count} features, got {len(names)}")
+        return features, tuple(names)
+
+    def _domain(self, f: Probe, features: Partition) -> Domain:
+        _, norm = DISTANCES[self.distance]
+        if self.reference is not None:
+            return Replace(f, features, named(self.reference))
+        if self.schema is not None:
+            return Table(f, features, self.schema, norm, self.steps)
+        assert self.bounds is not None
+        low, high = (b.expand(f.point.shape) for b in box(f, *self.bounds, finite=True))
+        unit = high - low if self.scale is None else packed(self.scale, f, "scale")
+        if not bool((unit >= 0).all()):
+            raise ArgumentError(f"scale must not be negative, got {float(unit.min()):g}")
+        return Move(f, features, low, high, unit.clamp(min=1e-12), norm, self.steps)
+
+
+def _movable(f: Probe, features: Partition, names: Sequence[str], immutable: Iterable[int | str] | int | str) -> Tensor:
+    ids = features.known.tolist()
+    ones = torch.ones(f.examples, features.size, device=f.device)
+    movable = features.gather(ones, f.everyone) > 0
+    for one in [immutable] if isinstance(immutable, str | int) else immutable:
+        known: list[Any] = list(names) if isinstance(one, str) else ids
+        if one not in known:
+            raise ArgumentError(f"immutable names {one!r}, which is no feature; known are {_some(known)}")
+        movable[:, known.index(one)] = False
+    return movable
+
+
+def _status(best: Best, margin: Tensor, there: Tensor, ended: bool) -> tuple[str, ...]:
+    none = (best.fewest > best.sets.shape[1]).tolist()
+    return tuple(
+        ALREADY if was else VALID if good else INFEASIBLE if no else NOT_FOUND if ended else TIME
+        for was, good, no in zip(there.tolist(), (margin > 0).tolist(), none, strict=True)
+    )
+
+
+def _proofs(best: Best, margin: Tensor) -> tuple[str, ...]:
+    """What was proved of each result, see :class:`CounterfactualResult`."""
+    least = (best.cost <= best.least * (1 + 1e-6)) & ((best.count <= best.fewest) | (not best.few))
+    smallest = best.sets.sum(1) <= best.fewest
+    return tuple(
+        "nothing" if not good else "optimal" if cheap else "smallest" if few else "irreducible"
+        for good, cheap, few in zip((margin > 0).tolist(), least.tolist(), smallest.tolist(), strict=True)
+    )
+
+
+def _brief(value: Any) -> str:
+    return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _some(known: Sequence[Any]) -> str:
+    return ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
