@@ -348,7 +348,7 @@ class FeatureSchema:
             kept.append(torch.where(code == own, own, snapped))
         return torch.stack(kept, 1) if kept else codes
 
-    def _sums(self) -> list[tuple[Tensor, float, Linear]]:
+    def sums(self) -> list[tuple[Tensor, float, Linear]]:
         """All sums as coefficients [F] and a bound that they must not be below."""
         told: list[tuple[Tensor, float, Linear]] = []
         for c in self.constraints:
@@ -359,7 +359,7 @@ class FeatureSchema:
         return told
 
     def _summed(self, codes: Tensor, home: Tensor, free: Tensor | None = None) -> Tensor:
-        sums = self._sums()
+        sums = self.sums()
         if not sums:
             return codes
         low, high = self.limits(home, free)
@@ -416,7 +416,7 @@ class FeatureSchema:
                 tell(f.name, f.direction, change < 0 if f.direction == "increase" else change > 0, own, code, own)
             least, most = own - f.max_change, own + f.max_change
             tell(f.name, "max_change", (code < least) | (code > most), own, code, f.max_change)
-        for a, bound, c in self._sums():
+        for a, bound, c in self.sums():
             tell(str(c), "sum", _broken(codes, a, bound, c), home @ a, codes @ a, bound)
         frame: Callable[..., pd.DataFrame] = optional("pandas", "tables").DataFrame
         return frame(broken, columns=["row", "feature", "rule", "before", "after", "limit"])
