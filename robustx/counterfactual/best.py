@@ -10,6 +10,7 @@ from torch import Tensor
 from ..engine.packing import finest
 from ..engine.randomness import Noise
 from .domain import Domain
+from .known import Known
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +22,9 @@ class Task:
         movable: which features may change [B, F].
         budget: how many sets of an example may be tried side by side.
         few: whether the fewest features come first and the least cost then; else the least cost alone.
-        most: no more features than this may change.
         noise: where draws come from, keyed by example.
+        most: no more features than this may change.
+        known: examples that are known besides.
     """
 
     domain: Domain
@@ -31,6 +33,7 @@ class Task:
     noise: Noise
     few: bool = True
     most: int | None = None
+    known: Known | None = None
 
     @cached_property
     def best(self) -> "Best":

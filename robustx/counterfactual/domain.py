@@ -108,6 +108,14 @@ class Graded(Domain):
     def put(self, z: Tensor, rows: Tensor, which: Tensor, there: Tensor) -> Tensor:
         """``z`` with the features ``which`` [N, F] as they are in ``there`` [N, Z]."""
 
+    @abstractmethod
+    def points(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Other packed inputs [N, D], seen from the examples ``rows``, as points [N, Z]; allowed or not."""
+
+    @abstractmethod
+    def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
+        """Where everything holds, near ``z`` [N, Z], when only some features are ``free`` [N, F]."""
+
     def ascend(self, rows: Tensor, sets: Tensor, best: Found, rounds: int = 4) -> Found:
         """One feature of the set after the other is given the value that helps most, while one does; values only."""
         left = torch.arange(len(rows), device=rows.device)
@@ -201,7 +209,7 @@ class Move(Graded):
     Args:
         f: the goal at the inputs.
         features: what moves together.
-        low, high: the box [B, D].
+        low, high: the box [1, D] or [B, D].
         unit: what each element's move is counted in [1, D] or [B, D]: the least costly change is the smallest so.
         norm: how the cost of a change is measured.
         steps: of the ascent for each set.
@@ -306,6 +314,12 @@ class Move(Graded):
 
     def cost(self, z: Tensor, rows: Tensor) -> Tensor:
         return self.norm.size(z)
+
+    def points(self, x: Tensor, rows: Tensor) -> Tensor:
+        return (x - self.f.point[rows]) / _of(self.unit, rows)
+
+    def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
+        return self.put(self.home[rows], rows, free, self.box.at(rows).clip(z))
 
     def part(self, z: Tensor, rows: Tensor, which: Tensor, share: Tensor) -> Tensor:
         return self.put(z, rows, which, z * share[:, None])

@@ -5,6 +5,7 @@ from inspect import signature
 from time import monotonic
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from .aims import Aim, aimed
 from .best import Best, Strategy, Task
 from .domain import Domain, Move, Replace
 from .guided import guided
+from .known import Known
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
 from .schema import FeatureSchema
 from .table import Table
@@ -127,6 +129,24 @@ class CounterfactualExplainer:
         name = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
         return f"CounterfactualExplainer({', '.join([name, *(f'{n}={_brief(v)}' for n, v in told.items())])})"
 
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Keeps known examples, such as those the model was trained on, for what can learn from them.
+
+        Where a model has no gradients, values are taken from them; strategies like ``"nearest-unlike"`` need them. The
+        model is asked about them once; fit again when it has changed.
+
+        Args:
+            X: as for :meth:`generate`, M of them.
+            y: their classes [M]: where the model takes an example for another one, nothing is taken from it.
+        """
+        door = Door.open(self._encoded(X))
+        labels = None if y is None else torch.as_tensor(np.asarray(y), device=door.inputs[0].device)
+        self.known_ = Known(door.probe(self.forward_func, limit=self.batch_size), labels)
+        return self
+
+    def _encoded(self, x: Any) -> Any:
+        return x if self.schema is None or isinstance(x, Tensor) else self.schema.encode(x)
+
     @guarded
     def generate(
         self,
@@ -161,8 +181,7 @@ class CounterfactualExplainer:
             ValueError: infinite bounds, inputs outside them, unknown features, labels that are no classes.
         """
         began = monotonic()
-        if self.schema is not None and not isinstance(x, Tensor):
-            x = self.schema.encode(x)
+        x = self._encoded(x)
         door = Door.open(x)
         f = door.probe(
             self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
@@ -172,7 +191,9 @@ class CounterfactualExplainer:
         before = f.score
         features, told = self._features(f, feature_mask, door.names, names)
         least = goal.hair(before) if self.by is None else torch.full_like(before, self.by)
-        domain = self._domain(f.to(of=goal.firm(least), strict=False), features)
+        sought = f.to(of=goal.firm(least), strict=False)
+        known = self.known_.to(sought) if hasattr(self, "known_") else None
+        domain = self._domain(sought, features)
         few, _ = DISTANCES[self.distance]
         task = Task(
             domain,
@@ -181,6 +202,7 @@ class CounterfactualExplainer:
             Noise(self.seed, "counterfactual", identities(*f.inputs)),
             few,
             None if max_changes is None else whole("max_changes", max_changes, 1),
+            known,
         )
         best, ended = self._sought(task, f, began, time_limit)
         return self._told(x, door, f, features, told, task, best, before, least, ended, began)
@@ -272,7 +294,7 @@ class CounterfactualExplainer:
         if self.schema is not None:
             return Table(f, features, self.schema, norm, self.steps)
         assert self.bounds is not None
-        low, high = (b.expand(f.point.shape) for b in box(f, *self.bounds, finite=True))
+        low, high = (b.expand(-1, f.point.shape[1]) for b in box(f, *self.bounds, finite=True))
         unit = high - low if self.scale is None else packed(self.scale, f, "scale")
         if not bool((unit >= 0).all()):
             raise ArgumentError(f"scale must not be negative, got {float(unit.min()):g}")

@@ -94,8 +94,10 @@ class Table(Graded):
     def _seen(self, z: Tensor, rows: Tensor) -> Found:
         return Found(z, self.f.value(z, rows), self.cost(z, rows))
 
+    def points(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x
+
     def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
-        """Where everything holds, near ``z`` [N, D], when only some features are ``free`` [N, F]."""
         return self.schema.project(z, self.home[rows], free)
 
     @cached_property
