@@ -323,7 +323,7 @@ def _status(best: Best, margin: Tensor, there: Tensor, ended: bool) -> tuple[str
 
 def _proofs(best: Best, margin: Tensor) -> tuple[str, ...]:
     """What was proved of each result, see :class:`CounterfactualResult`."""
-    least = (best.cost <= best.least * (1 + 1e-6)) & ((best.count <= best.fewest) | (not best.few))
+    least = (best.cost <= best.least + 1e-6 * best.least.abs()) & ((best.count <= best.fewest) | (not best.few))
     smallest = best.sets.sum(1) <= best.fewest
     return tuple(
         "nothing" if not good else "optimal" if cheap else "smallest" if few else "irreducible"
