@@ -93,15 +93,13 @@ def _others(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
         if not len(left):
             break
         few = torch.tensor([comb(c, size) <= task.budget for c in can[left].tolist()], device=left.device)
-        few &= (known[left] == size - 1) & (whole or size == 1)  # elsewhere a point for each set takes many passes
+        few &= (known[left] == size - 1) & whole  # elsewhere a point for each set takes many passes
         every, some = left[few], left[~few]
         for rows, sets in _every(every, movable, size):
             attempt(task, rows, sets)
         known[every] = size
         some = some[best.count[some] <= size + 1]
-        for hope in hopes if size <= NEAR else ():
-            rows, sets = _promising(some, hope, size, max(1, task.budget // (8 * len(hopes))))
-            attempt(task, rows, sets)
+        attempt(task, *_promising(task, some, hopes, size, max(1, task.budget // 20)))
     if whole:
         proved = torch.where(known >= can, movable.shape[1] + 1, known + 1)
         best.fewest[todo] = torch.where(best.found, torch.minimum(proved, best.count), proved)[todo]
@@ -121,19 +119,25 @@ def _every(rows: Tensor, movable: Tensor, size: int) -> Iterator[tuple[Tensor, T
         yield some.repeat_interleave(len(picks)), sets.scatter(1, members, True)
 
 
-def _promising(rows: Tensor, hope: Tensor, size: int, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` sets of ``size`` of which an attribution promises most, among the leading features."""
-    near = min(NEAR, hope.shape[1])
-    sets = torch.zeros(0, hope.shape[1], dtype=torch.bool, device=rows.device)
+def _promising(task: Task, rows: Tensor, hopes: list[Tensor], size: int, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` sets of ``size`` of which an attribution promises most, if it is half of what is missing at least.
+
+    Attributions towards a point share out what the margin gains on the way there. Sets are made of leading features.
+    """
+    width = hopes[0].shape[1]
+    near = min(NEAR, width)
     if size > near or not len(rows):
-        return rows[:0], sets
-    value, place = hope[rows].topk(near, dim=1)
+        return rows[:0], task.movable[:0]
+    hope = torch.stack([h[rows] for h in hopes])
+    rank = hope.argsort(2, descending=True).argsort(2).amin(0)
+    place = rank.argsort(1)[:, :near]
     picks = _picks(near, size).to(rows.device)
-    sums = value[:, picks].sum(2)
-    best, which = sums.topk(min(count, len(picks)), dim=1)
-    n, k = (best > -torch.inf).nonzero(as_tuple=True)
+    promised = hope.gather(2, place.expand(len(hopes), -1, -1))[:, :, picks].sum(3).amax(0)
+    missing = -task.domain.probe.value(task.domain.home[rows], rows)
+    best, which = promised.topk(min(count, len(picks)), dim=1)
+    n, k = (best > missing[:, None].to(best) / 2).nonzero(as_tuple=True)
     members = place[n[:, None], picks[which[n, k]]]
-    return rows[n], torch.zeros(len(n), hope.shape[1], dtype=torch.bool, device=rows.device).scatter(1, members, True)
+    return rows[n], torch.zeros(len(n), width, dtype=torch.bool, device=rows.device).scatter(1, members, True)
 
 
 @cache
@@ -144,11 +148,11 @@ def _picks(of: int, size: int) -> Tensor:
 def _exchange(task: Task, todo: Tensor, hopes: list[Tensor], rounds: int = 3) -> None:
     """Exchanges one feature of each set for another, and refines what comes of it, while that costs less."""
     domain, best = task.domain, task.best
-    left = todo[best.found[todo]]
-    refine(task, left)
+    refine(task, todo[best.found[todo]])
+    left = todo[best.found[todo] & (best.count[todo] > 1)]  # of one feature, others were tried
     for _ in range(rounds):
         before = best.cost.clone()
-        rows, sets = _neighbours(best, left, hopes, max(1, task.budget // 16))
+        rows, sets = _neighbours(best, left, hopes, max(1, task.budget // 32))
         found = domain.attempt(rows, sets, domain.back(best.z[rows], rows, ~sets))
         trial = task.at(found.z, rows, found.margin)
         good = (trial.found & (trial.count <= best.count[rows])).nonzero().squeeze(1)
