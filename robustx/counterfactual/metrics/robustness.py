@@ -1,0 +1,91 @@
+"""Whether a counterfactual lasts: under other models, noise on it, and other inputs."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...engine.randomness import Noise, identities
+from ...perturb.goals import Leave, Reach
+from .case import Case, told
+
+
+def ensemble_valid(case: Case) -> Tensor:
+    """The share of other models for which it reaches the goal."""
+    return _elsewhere(case).mean(1)
+
+
+def survives(case: Case) -> Tensor:
+    """Whether it reaches the goal for the model and for every one of the others (validity after retraining)."""
+    return (_elsewhere(case).all(1) & (case.margin > 0)).double()
+
+
+def invalidation(case: Case) -> Tensor:
+    """How often Gaussian noise on it loses the goal: the mean over draws.
+
+    Pawelczyk et al. (ICLR 2023). All elements are shaken, fixed ones and blocks of categories too.
+    """
+    return (case.shaken[0] <= 0).double().mean(1)
+
+
+def invalidation_linear(case: Case) -> Tensor:
+    """The same to first order: the chance that a Gaussian takes the margin below 0.
+
+    Pawelczyk et al. (ICLR 2023): 1 - Phi(margin / |sigma * gradient|).
+    """
+    from scipy.special import ndtr  # torch's is 0 in the far tail
+
+    goal = case.f.of
+    f = case.f.to(of=replace(goal, loss="margin")) if isinstance(goal, Leave | Reach) else case.f
+    margin, g = f.grad(case.z, case.rows)
+    assert case.sigma is not None
+    spread = told(case.sigma * g).square().sum(1).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.from_numpy(ndtr((-told(margin) / spread).numpy()))
+
+
+def stability(case: Case) -> Tensor:
+    """The mean over draws of Gaussian noise of m(shaken) - |m(it) - m(shaken)|, with m the target's probability.
+
+    Hamman et al. (ICML 2023): at most 1; the larger, the likelier other models agree.
+    """
+    shaken = case.shaken[1]
+    assert shaken is not None
+    there = case.scores.softmax(1).gather(1, case.target[:, None])
+    return (shaken - (there - shaken).abs()).mean(1)
+
+
+def set_distance(case: Case) -> Tensor:
+    """How far the counterfactuals of an input and of the same with Gaussian noise are apart, as sets.
+
+    Half the mean distance to the nearest of the other set, from either side; Euclidean, in the space chosen. NaN where
+    either has none.
+    """
+    return _moved(case)[0]
+
+
+def lipschitz(case: Case) -> Tensor:
+    """:func:`set_distance` over the length of the noise; of one counterfactual |CF(x) - CF(x + e)| / |e|."""
+    apart, length = _moved(case)
+    return apart / length
+
+
+def _elsewhere(case: Case) -> Tensor:
+    """Whether each reaches the goal for each of the other models [R, M], as 0 and 1."""
+    others = (case.f.to(model=m, meter=None).value(case.z, case.rows) for m in case.ensemble)
+    return torch.stack([told(v > 0) for v in others], 1)
+
+
+def _moved(case: Case) -> tuple[Tensor, Tensor]:
+    """:func:`set_distance` [R], and the length of the noise on the input in the space chosen [R]."""
+    assert case.again is not None and case.sigma is not None
+    start = case.f.point
+    other = start + case.sigma * Noise(case.seed, "moved", identities(start)).normal(start.shape[1], start)
+    got = case.again(other)
+    here, there = (torch.from_numpy(case.scaled(z)) for z in (case.z, got.z))
+    length = torch.from_numpy(case.scaled(other) - case.scaled(start)).norm(dim=1)
+    apart = torch.full((case.f.examples,), torch.nan, dtype=torch.float64)
+    for i in range(case.f.examples):
+        pairs = torch.cdist(here[(case.rows == i).cpu()], there[(got.rows == i).cpu()])
+        if pairs.numel():
+            apart[i] = (pairs.amin(0).mean() + pairs.amin(1).mean()) / 2
+    return apart[case.rows.cpu()], length[case.rows.cpu()]
