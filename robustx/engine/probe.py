@@ -19,7 +19,7 @@ from .memory import PASSING, Pace, out_of_memory
 from .packing import Packing, Tensors, flat
 from .patches import WIDE, Patches
 from .rules import Rules
-from .scores import Everything, Output, OutputError, Score
+from .scores import Ask, Everything, Output, OutputError, Score
 from .sites import Call, Input, Seen, Site
 
 T = TypeVar("T")
@@ -498,7 +498,7 @@ class Probe:
         def watched(inputs: Tensors) -> Any:
             nonlocal seen, out
             if tap is None:
-                out = call(inputs)
+                out = self.of.ask(call, inputs, rows)
             else:
                 with tap.watch() as seen:  # within the site's writing, so that it sees what was written
                     out = call(inputs)
@@ -539,16 +539,17 @@ class Probe:
         rows = self.owner(rows)
         return tuple(t[rows] for t in self.inputs)
 
-    def _call(self, rows: Tensor) -> Call:
+    def _call(self, rows: Tensor) -> Ask:
         rows = self.owner(rows)
 
         def follow(v: Any) -> Any:
             return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == self.examples else v
 
         args, kwargs = [follow(v) for v in self.args], {k: follow(v) for k, v in self.kwargs.items()}
-        model = self.model.of(rows) if isinstance(self.model, Patches) else self.model
+        own = self.model.of(rows) if isinstance(self.model, Patches) else self.model
 
-        def call(inputs: Tensors) -> Any:
+        def call(inputs: Tensors, instead: Callable[..., Any] | None = None) -> Any:
+            model = own if instead is None else instead
             try:
                 with self._recurrent():
                     if self.names is None:
@@ -619,7 +620,7 @@ class Probe:
         if self.meter.asked is not None and noted is not None:
             self.meter.asked.append((self.owner(rows), noted.detach()))
         rows = self.owner(rows)
-        one = torch.ones_like(rows)
+        one = torch.full_like(rows, self.of.passes)
         for meter, passes in ((self.meter.forward, forward), (self.meter.backward, backward)):
             if passes:
                 meter.index_add_(0, rows, one * passes)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import index as as_int
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.futures import Future
 
 from .checks import ArgumentError
-from .packing import flat
+from .packing import Tensors, flat
 from .sites import Layer
 
 Target = int | Tensor | Sequence[int] | Sequence[tuple[int, ...]] | tuple[int | slice, ...] | None
@@ -25,6 +25,12 @@ class TargetError(ArgumentError, IndexError):
 
 class OutputError(ArgumentError):
     """The model returned something that no number per row can be read off."""
+
+
+class Ask(Protocol):
+    """The model as a function of its inputs alone, or ``instead`` another one with the same further arguments."""
+
+    def __call__(self, inputs: Tensors, instead: Callable[..., Any] | None = None) -> Any: ...
 
 
 class Made(NamedTuple):
@@ -41,6 +47,15 @@ class Score(ABC):
     @property
     def tap(self) -> Layer | None:
         return None
+
+    def ask(self, call: "Ask", inputs: Tensors, rows: Tensor) -> Any:
+        """What ``value`` reads: the model's output, unless there is more to ask: at other points, or other models."""
+        return call(inputs)
+
+    @property
+    def passes(self) -> int:
+        """How often :meth:`ask` asks for each row."""
+        return 1
 
     @abstractmethod
     def value(self, out: Any, rows: Tensor) -> Tensor: ...

@@ -1,5 +1,6 @@
 """The perturbation pipeline: norms and regions, features and gates, references and goals."""
 
+from .demands import Everywhere, Steady, Within
 from .features import Features, Grid, Partition, Windows, blocks, columns, elements, features_of, from_masks, words
 from .gates import Gates, gated
 from .goals import LOSSES, Between, Goal, Leave, Reach, Surely, Until, as_logits
@@ -32,6 +33,7 @@ __all__ = [
     "LOSSES",
     "NORMS",
     "Between",
+    "Everywhere",
     "Features",
     "Filling",
     "Gates",
@@ -47,9 +49,11 @@ __all__ = [
     "Reach",
     "Reference",
     "Region",
+    "Steady",
     "Surely",
     "Until",
     "Windows",
+    "Within",
     "among",
     "as_logits",
     "blocks",

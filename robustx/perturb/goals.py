@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.packing import Tensors
 from ..engine.probe import Probe
-from ..engine.scores import Everything, Output, OutputError, Score, Target, one_each, tensor_output
+from ..engine.scores import Ask, Everything, Output, OutputError, Score, Target, one_each, tensor_output
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs [N, K], labels [N]) -> [N]; grows as the label loses its lead."""
@@ -114,6 +115,11 @@ class Goal(Score):
     def hair(self, before: Tensor) -> Tensor:
         """A little more that a search may ask for [B]: a share of the margins at the start, whatever their units."""
         return torch.where(before == 0, 1e-4, 1e-4 * before.abs().clamp(max=1))
+
+    @property
+    def plain(self) -> "Goal":
+        """The goal as a user names it, without what else is demanded."""
+        return self
 
     def noted(self, value: Tensor) -> Tensor:
         return value
@@ -280,6 +286,45 @@ class Until(Goal):
 
 
 @dataclass(frozen=True, eq=False)
+class Whose(Goal):
+    """The goal of some of its examples, which go by other numbers here.
+
+    Args:
+        rows: which example of the goal each one is [b].
+        goal: theirs.
+    """
+
+    rows: Tensor
+    goal: Goal
+
+    @property
+    def plain(self) -> Goal:
+        return replace(self, goal=self.goal.plain)
+
+    @property
+    def passes(self) -> int:
+        return self.goal.passes
+
+    def ask(self, call: Ask, inputs: Tensors, rows: Tensor) -> Any:
+        return self.goal.ask(call, inputs, self.rows[rows])
+
+    def check(self, out: Any, rows: Tensor) -> None:
+        self.goal.check(out, self.rows[rows])
+
+    def lead(self, out: Any, rows: Tensor) -> Tensor:
+        return self.goal.value(out, self.rows[rows])
+
+    def pull(self, out: Any, rows: Tensor) -> Tensor:
+        return self.goal.pull(out, self.rows[rows])
+
+    def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
+        return self.goal.leads(out, self.rows[rows], count)
+
+    def hair(self, before: Tensor) -> Tensor:
+        return self.goal.hair(before)
+
+
+@dataclass(frozen=True, eq=False)
 class Boundaries(Score):
     """The boundaries beyond which a goal is reached, side by side: its margin and each lead [N, 1 + T].
 
@@ -293,6 +338,13 @@ class Boundaries(Score):
 
     goal: Goal
     count: int | None = None
+
+    def ask(self, call: Ask, inputs: Tensors, rows: Tensor) -> Any:
+        return self.goal.ask(call, inputs, rows)
+
+    @property
+    def passes(self) -> int:
+        return self.goal.passes
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
         return torch.cat([self.goal.value(out, rows)[:, None], self.pull(out, rows)], 1)
@@ -309,6 +361,13 @@ class Progress(Score):
     """A goal's margin and what is climbed towards it, side by side [N, 2]: for searches by values only."""
 
     goal: Goal
+
+    def ask(self, call: Ask, inputs: Tensors, rows: Tensor) -> Any:
+        return self.goal.ask(call, inputs, rows)
+
+    @property
+    def passes(self) -> int:
+        return self.goal.passes
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
         return torch.stack([self.goal.value(out, rows), self.goal.pull(out, rows)], 1)

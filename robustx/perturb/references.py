@@ -206,7 +206,7 @@ def nearest_unlike(data: Tensor | tuple[Tensor, ...], labels: Tensor | None = No
         most = max(1, 2**24 // max(out.numel(), 1))  # pairs of an example and a row are held for so many examples
         for some in f.everyone.split(most):
             pairs = out.repeat(len(some), *(1,) * (out.ndim - 1)), some.repeat_interleave(len(out))
-            reached = (f.of.value(*pairs) > 0).reshape(len(some), len(out)) & right
+            reached = (f.of.plain.value(*pairs) > 0).reshape(len(some), len(out)) & right
             away = torch.cdist(x[some], z, compute_mode="donot_use_mm_for_euclid_dist")
             near.append(torch.where(reached.any(1), away.masked_fill(~reached, torch.inf).argmin(1), -1))
         pick = torch.cat(near) if near else f.everyone
