@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..engine.checks import ArgumentError, whole
 from ..engine.guard import untouched
-from ..perturb.references import through
-from .pairs import Pairs
+from ..perturb.references import Filling, named
+from .pairs import Pairs, always
 
 Level = Literal["single", "subset", "cardinality"]
 LEVELS = ("invalid", "valid", *get_args(Level))
@@ -115,8 +115,8 @@ def certify(
     Args:
         forward_func, x, x_cf: the model, the inputs and their counterfactuals.
         level: what is to be proved, see :class:`Certificate`.
-        reference: for ``"cardinality"``, what features give way to, as for the search; ``x_cf`` must be ``x`` with some
-            features given way to it.
+        reference: what features give way to, as for the search: ``x_cf`` must be ``x`` with some features given way to
+            it. Needed for ``"cardinality"``; by default a feature gives way to what it is in ``x_cf``.
         immutable: for ``"cardinality"``, features that may not change.
         budget: most sets of an example that are tried.
         told: the goal, the features and the rest, as for :class:`Pairs`.
@@ -140,8 +140,14 @@ def certify(
 def _certify(pairs: Pairs, level: Level, reference: Any, fixed: list[int], budget: int) -> Certificate:
     changed, k, start = pairs.changed, pairs.n_changed, pairs.forwards
     among, domain = changed, "features either as in the input or as in the counterfactual"
-    if level == "cardinality":
+    if reference is not None:
         pairs, domain = _towards(pairs, reference), "features either as in the input or as in the reference"
+    if level == "cardinality":
+        if reference is None:
+            raise ArgumentError(
+                "level 'cardinality' is about all features that may change: give the reference that they give way to; "
+                "where they move freely, only one change, or an exact solver, proves that there are no fewer"
+            )
         among = torch.ones_like(changed)
         among[:, fixed] = False
         if (changed & ~among).any():
@@ -183,18 +189,13 @@ def _certify(pairs: Pairs, level: Level, reference: Any, fixed: list[int], budge
 
 
 def _towards(pairs: Pairs, reference: Any) -> Pairs:
-    """The same pairs, with all features of the counterfactual as in the reference.
+    """The same pairs, seen as features that give way to the reference.
 
     Raises:
-        ArgumentError: there is no reference, or the changes do not lead to it.
+        ArgumentError: the changes do not lead there.
     """
-    if reference is None:
-        raise ArgumentError(
-            "level 'cardinality' is about all features that may change: give the reference that they give way to; "
-            "where they move freely, only one change, or an exact solver, proves that there are no fewer"
-        )
-    there = copy(pairs)
-    there.after = (reference if callable(reference) else through(reference))(pairs.f)
+    there, given = copy(pairs), named(reference)
+    there.give = given if isinstance(given, Filling) else always(given(pairs.f))
     for got, told in zip(there.mixed(pairs.changed), pairs.after, strict=True):
         if not torch.allclose(got, told):
             raise ArgumentError("x_cf must be x with some features as in the reference, but differs from that")

@@ -19,6 +19,7 @@ from ..engine.probe import Door, Probe, by_name
 from ..perturb.features import Partition, from_masks
 from ..perturb.gates import Gates, gated
 from ..perturb.norms import Norm, norm_of
+from ..perturb.references import Reference
 from .aims import aimed
 from .domain import Graded, Move
 from .schema import FeatureSchema
@@ -36,7 +37,7 @@ class Pairs:
 
     Args:
         forward_func: the model, any callable that returns class scores [B, K] (or anything, with a goal).
-        x: a tensor [B, ...], or a tuple or dict of tensors.
+        x: a tensor [B, ...], or a tuple or dict of tensors; with a schema also a table in its own units.
         x_cf: one counterfactual for each, shaped like ``x``; rows with NaN or infinite elements count as missing. Of
             several counterfactuals of one input, repeat the input.
         target: what they were to reach: ``"other"`` (any other class than the model's at ``x``), ``"runner-up"``, one
@@ -87,6 +88,8 @@ class Pairs:
             raise ArgumentError("give feature_mask or schema, not both: a schema says what changes together")
         at_least("tolerance", tolerance, 0)
         at_least("by", 0 if by is None else by, 0)
+        if schema is not None:
+            x, x_cf = (t if isinstance(t, Tensor) else schema.encode(t) for t in (x, x_cf))
         self.forward_func, self.inputs, self.schema = forward_func, x, schema
         self._door = Door.open(x)
         f = self._door.probe(forward_func, None, additional_forward_args, additional_forward_kwargs, batch_size)
@@ -111,7 +114,8 @@ class Pairs:
 
     @guarded
     def _take(self, after: Tensors) -> None:
-        self.after = after
+        self.give: Reference
+        self.after, self.give = after, always(after)
         self.counterfactual = self._door.out(after)
         apart = torch.cat([flat(a != b) for a, b in zip(after, self.f.inputs, strict=True)], 1)
         self.changed = self.features.gather(apart.to(torch.float32), self.f.everyone) > 0
@@ -263,7 +267,7 @@ class Pairs:
 
     def mixed(self, sets: Tensor) -> Tensors:
         """The inputs with some features [B, F] as in the counterfactuals."""
-        gates = gated(self.f, self.features, lambda _: self.after)
+        gates = gated(self.f, self.features, self.give)
         assert isinstance(gates.at, Gates)
         return gates.at.blend(sets.to(gates.point), gates.everyone)
 
@@ -273,7 +277,7 @@ class Pairs:
 
     def _margins(self, chosen: Chosen, rows: Tensor, count: int, there: Callable[[Tensor], Tensor]) -> Tensor:
         """The margins with ``count`` sets of the chosen changes for each of ``rows``: numbers [n] -> sets [n, k]."""
-        players = Coalitions(self.f, chosen, lambda _: self.after)
+        players = Coalitions(self.f, chosen, self.give)
         table = players.all_there.new_empty(len(rows), count)
         place = torch.empty_like(self.f.everyone)
         place[rows] = torch.arange(len(rows), device=rows.device)
@@ -310,6 +314,11 @@ def refine(forward_func: Callable[..., Any], x: Any, x_cf: Any, norm: str | Norm
     tensor([[0.7500, 0.7500]])
     """
     return Pairs(forward_func, x, x_cf, **told).refine(norm)
+
+
+def always(there: Tensors) -> Reference:
+    """The reference that is these tensors."""
+    return lambda _: there
 
 
 def _shaped_like(x_cf: Any, door: Door) -> Tensors:

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from robustx import zoo
 from robustx.attribution import FeatureAblation, IntegratedGradients, Saliency, ShapleyValues
-from robustx.counterfactual import Pairs, certify, explain_change, prune, refine
+from robustx.counterfactual import CounterfactualExplainer, Pairs, certify, explain_change, prune, refine
 from robustx.engine import ArgumentError, ArgumentTypeError, BlackBox, ModelError
 from robustx.perturb import Between, superpixels
 
@@ -323,6 +323,17 @@ def test_superpixels_and_tuples_and_tokens():
         few.refine()
 
 
+def test_what_gives_way_may_depend_on_what_stays():
+    model, data = zoo.load("digits-robust")
+    x = data.x[:4]
+    mask = superpixels(x, "grid", 9)
+    found = CounterfactualExplainer(model, reference="inpaint").generate(x, feature_mask=mask)
+    proof = certify(model, x, found.counterfactual, "cardinality", reference="inpaint", feature_mask=mask)
+    assert found.valid.any()
+    for i in found.valid.nonzero().squeeze(1).tolist():
+        assert proof.holds[i] == (found.proved[i] == "smallest")
+
+
 def test_tables_keep_to_their_schema():
     frame = credit()
     schema = credit_schema(frame)
@@ -343,6 +354,10 @@ def test_tables_keep_to_their_schema():
     sign = 2.0 * target - 1
     assert_close(why.values.sum(1), (sign * (gain[:, 1] - gain[:, 0])).double())
     assert {n for n, _ in why.why(0)} == {"job", "home", "income"}
+    frames = Pairs(
+        model, frame[:10], schema.table(away), Between(0, 1e9, target=1), schema=schema
+    )  # as people have them
+    assert torch.equal(frames.after[0], x_cf)
     near = pairs.prune().refine()
     assert torch.equal(near.valid, pairs.valid)
     blocks = schema.feature_mask[0] == schema.names.index("job")
