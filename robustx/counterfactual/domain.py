@@ -116,6 +116,17 @@ class Graded(Domain):
     def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
         """Where everything holds, near ``z`` [N, Z], when only some features are ``free`` [N, F]."""
 
+    def alone(self) -> Tensor:
+        """The most that each feature adds to the margin on its own [B, F]."""
+        f, count = self.probe, self.features.count
+        best = torch.full((f.examples, count), -torch.inf, device=f.device, dtype=self.home.dtype)
+        for k in range(self.values):
+            for part, rows, which in _each(f.everyone, count, self.home.shape[1]):
+                there = self.options(rows, torch.full_like(rows, k))
+                z = self.put(self.home[rows], rows, which, there)
+                best.view(-1)[part] = torch.maximum(best.view(-1)[part], f.value(z, rows).to(best))
+        return best - f.value(self.home)[:, None].to(best)
+
     def ascend(self, rows: Tensor, sets: Tensor, best: Found, rounds: int = 4) -> Found:
         """One feature of the set after the other is given the value that helps most, while one does; values only."""
         left = torch.arange(len(rows), device=rows.device)
@@ -257,24 +268,13 @@ class Move(Graded):
         # Towards what the constraints allow, not towards zero: a zero baseline is a poor guide to what can be done.
         f, everyone, free, g = self.probe, self.probe.everyone, self.box, self.slope
         if g is None:
-            return [self._alone()]
+            return [self.alone()]
         corner = free.step(self.home, g, free.radius)
         most = pgd(f, free, everyone, self.steps, 2.5 * free.radius / self.steps, stop=False).z
         tries = [end * mean_grad(f, self.home, end, NODES) for end in (most, corner)]
         tries.append(g * corner)
         ranks = [self.features.gather(a, everyone) for a in tries]
-        return [torch.where((g == 0).all(1, keepdim=True), self._alone(), r) for r in ranks] if _flat(g) else ranks
-
-    def _alone(self) -> Tensor:
-        """The largest margin that each feature reaches on its own [B, F]."""
-        f, count = self.probe, self.features.count
-        best = torch.full((f.examples, count), -torch.inf, device=f.device, dtype=self.home.dtype)
-        for k in range(self.values):
-            for part, rows, which in _each(f.everyone, count, self.home.shape[1]):
-                there = self.options(rows, torch.full_like(rows, k))
-                z = self.put(self.home[rows], rows, which, there)
-                best.view(-1)[part] = torch.maximum(best.view(-1)[part], f.value(z, rows).to(best))
-        return best - best.amin(1, keepdim=True)
+        return [torch.where((g == 0).all(1, keepdim=True), self.alone(), r) for r in ranks] if _flat(g) else ranks
 
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
         f, near = self.probe, self.within(rows, sets)

@@ -21,14 +21,16 @@ from ..perturb.references import named
 from ..perturb.region import box, packed
 from .aims import Aim, aimed
 from .best import Best, Strategy, Task
+from .choice import Choose, alternatives
 from .domain import Domain, Move, Replace
+from .exact import exact
 from .guided import guided
 from .known import Known
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
 from .schema import FeatureSchema
 from .table import Table
 
-STRATEGIES: dict[str, Strategy] = {"guided": guided}
+STRATEGIES: dict[str, Strategy] = {"guided": guided, "exact": exact}
 """How counterfactuals are looked for, by name."""
 
 Distance = Literal["l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf"]
@@ -51,6 +53,8 @@ class CounterfactualExplainer:
         reference: let features give way to this instead of moving: ``"blur"``, ``"mean"``, ``"inpaint"``,
             ``"noise"``, a number, a tensor that broadcasts to the inputs (another picture, say), or any
             :data:`robustx.perturb.Reference`.
+        values: let each feature become one of these: a list of numbers (or token ids) that any element may take, or
+            alternatives [m, ...] of an example's shape, of which a feature takes what stands in its place.
         strategy: a name from :data:`STRATEGIES`, or a function of a :class:`Task`.
         distance: ``"l0+l1"``: the fewest features, and of as few those that move least in all; ``"l0+l2"``,
             ``"l0+linf"`` likewise; ``"l1"``, ``"l2"``, ``"linf"``: the least move, whatever its number of features.
@@ -81,6 +85,7 @@ class CounterfactualExplainer:
         bounds: tuple[float | Tensor, float | Tensor] | None = None,
         *,
         reference: Any = None,
+        values: Any = None,
         strategy: str | Strategy = "guided",
         distance: Distance = "l0+l1",
         scale: float | Tensor | None = None,
@@ -92,9 +97,13 @@ class CounterfactualExplainer:
     ) -> None:
         if not callable(forward_func):
             raise ArgumentTypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
-        given = [n for n, v in (("schema", schema), ("bounds", bounds), ("reference", reference)) if v is not None]
+        given = [
+            n
+            for n, v in (("schema", schema), ("bounds", bounds), ("reference", reference), ("values", values))
+            if v is not None
+        ]
         if len(given) > 1:
-            raise ArgumentError(f"give one of schema, bounds and reference, got {' and '.join(given)}")
+            raise ArgumentError(f"give one of schema, bounds, reference and values, got {' and '.join(given)}")
         if not given:
             raise ArgumentError(
                 "say how features may change: bounds=(0, 1) lets them move inside a box, reference='blur' (or a "
@@ -111,7 +120,7 @@ class CounterfactualExplainer:
         if by is not None and not by > 0:
             raise ArgumentError(f"by must be above 0, got {by!r}: at 0 a counterfactual may not survive rounding")
         self.forward_func, self.schema, self.bounds, self.reference = forward_func, schema, bounds, reference
-        self.strategy, self.distance, self.scale = strategy, distance, scale
+        self.values, self.strategy, self.distance, self.scale = values, strategy, distance, scale
         self.by, self.steps, self.budget, self.seed, self.batch_size = by, steps, budget, seed, batch_size
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -291,6 +300,8 @@ class CounterfactualExplainer:
         _, norm = DISTANCES[self.distance]
         if self.reference is not None:
             return Replace(f, features, named(self.reference))
+        if self.values is not None:
+            return Choose(f, features, alternatives(self.values, f), norm)
         if self.schema is not None:
             return Table(f, features, self.schema, norm, self.steps)
         assert self.bounds is not None
