@@ -25,6 +25,7 @@ class Task:
         noise: where draws come from, keyed by example.
         most: no more features than this may change.
         known: examples that are known besides.
+        banned: sets of features [B, q, F], of which no other may contain one; an empty one bans nothing.
     """
 
     domain: Domain
@@ -34,6 +35,7 @@ class Task:
     few: bool = True
     most: int | None = None
     known: Known | None = None
+    banned: Tensor | None = None
 
     @cached_property
     def best(self) -> "Best":
@@ -41,7 +43,7 @@ class Task:
         home = self.domain.home
         margin = self.domain.probe.value(home)
         none = torch.zeros_like(self.movable)
-        return Best(home.clone(), margin, none, torch.zeros_like(home[:, 0]), self.few)
+        return Best(home.clone(), margin, none, torch.zeros_like(home[:, 0]), self.few, self.banned)
 
     @property
     def todo(self) -> Tensor:
@@ -69,6 +71,7 @@ class Best:
         sets: the features that change [B, F].
         cost: of the change [B].
         few: whether fewer features come before less cost.
+        banned: sets of features [B, q, F]: what changes all of one of them is not taken.
         fewest: fewer features than this cannot reach the goal, which is proved [B]; one more than there are: none can.
         least: less cost than this cannot, which is proved [B].
     """
@@ -78,6 +81,7 @@ class Best:
     sets: Tensor
     cost: Tensor
     few: bool = True
+    banned: Tensor | None = None
     fewest: Tensor = field(default_factory=lambda: torch.empty(0))
     least: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -99,10 +103,24 @@ class Best:
         """How many features change [B]; one more than there are where nothing was found."""
         return torch.where(self.found, self.sets.sum(1), self.sets.shape[1] + 1)
 
+    def clear(self, rows: Tensor, sets: Tensor) -> Tensor:
+        """Which sets [N, F] contain none of those that are banned [N]."""
+        if self.banned is None:
+            return torch.ones_like(rows, dtype=torch.bool)
+        banned = self.banned[rows]
+        return ~(banned.any(2) & ~(banned & ~sets[:, None]).any(2)).any(1)
+
+    def at(self, some: Tensor) -> "Best":
+        """Some of the points."""
+        return Best(self.z[some], self.margin[some], self.sets[some], self.cost[some], self.few)
+
     def offer(self, rows: Tensor, other: "Best") -> None:
         """Takes for each of ``rows`` [N] what changes fewer features, or as many at less cost; where nothing has
-        worked yet, what came nearest. An example may be offered several points at once.
+        worked yet, what came nearest. An example may be offered several points at once. What is banned is left.
         """
+        if self.banned is not None:
+            clear = self.clear(rows, other.sets)
+            rows, other = rows[clear], other.at(clear)
         n, b = len(rows), len(self.margin)
         first, then = other._keys(self.few)
 

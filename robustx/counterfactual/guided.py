@@ -25,9 +25,10 @@ def guided(task: Task) -> None:
     if not len(todo):
         return
     hopes = [a.masked_fill(~task.movable, -torch.inf) for a in domain.rankings()]
-    _leading(task, todo, [h.argsort(1, descending=True).argsort(1) for h in hopes])
+    clear = keeping_clear(hopes, task.banned)
+    _leading(task, todo, clear)
     drop(task)
-    _others(task, todo, hopes)
+    _others(task, todo, clear)
     if not domain.whole:
         _exchange(task, todo, hopes)
     while True:
@@ -39,15 +40,19 @@ def guided(task: Task) -> None:
 def attempt(task: Task, rows: Tensor, sets: Tensor) -> None:
     """Tries some sets [N, F] of the examples ``rows`` [N]."""
     domain, best = task.domain, task.best
+    clear = best.clear(rows, sets)
+    rows, sets = rows[clear], sets[clear]
     size = max(1, 2**24 // max(domain.home.shape[1], 1))  # rows of points held at once
     for r, s in zip(rows.split(size), sets.split(size), strict=True):
         found = domain.attempt(r, s, domain.back(best.z[r], r, ~s))
         best.offer(r, task.at(found.z, r, found.margin))
 
 
-def _leading(task: Task, todo: Tensor, ranks: list[Tensor]) -> None:
+def _leading(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
     """Doubles the number of leading features until they do, then bisects between."""
     movable, best = task.movable, task.best
+    never = movable.shape[1]
+    ranks = [h.argsort(1, descending=True).argsort(1).masked_fill(h == -torch.inf, never) for h in hopes]
     low = torch.zeros_like(best.count)  # failed
     high = torch.full_like(low, movable.shape[1] + 1)  # worked
     top = movable.sum(1) if task.most is None else movable.sum(1).clamp(max=task.most)
@@ -55,7 +60,7 @@ def _leading(task: Task, todo: Tensor, ranks: list[Tensor]) -> None:
     left = todo[top[todo] > 0]
     while len(left):
         rows = left.repeat(len(ranks))
-        sets = torch.cat([(rank[left] < k[left, None]) & movable[left] for rank in ranks])
+        sets = torch.cat([rank[left] < k[left, None] for rank in ranks])
         attempt(task, rows, sets)
         worked = best.count[left] <= k[left]
         high[left] = torch.where(worked, torch.minimum(best.count[left], k[left]), high[left])
@@ -80,6 +85,23 @@ def drop(task: Task) -> None:
         attempt(task, rows, sets)
         if torch.equal(best.count, before):
             return
+
+
+def keeping_clear(hopes: list[Tensor], banned: Tensor | None) -> list[Tensor]:
+    """Attributions that give up one feature of every banned set [B, q, F]: the one of least promise, or of most."""
+    if banned is None:
+        return hopes
+    told = []
+    for hope in hopes:
+        for most in (False, True):
+            clear = hope.clone()
+            for sets in banned.unbind(1):
+                left = (sets.any(1) & ~(sets & (clear == -torch.inf)).any(1)).nonzero().squeeze(1)
+                sign = -1 if most else 1
+                worst = (sign * hope).masked_fill(~sets, torch.inf).argmin(1)
+                clear[left, worst[left]] = -torch.inf
+            told.append(clear)
+    return told
 
 
 def _others(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
