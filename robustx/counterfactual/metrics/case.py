@@ -48,10 +48,9 @@ class Langevin:
         """The points kept [keep, D], as the score of ``f`` (asked as the examples ``rows`` [count]) wants them."""
         width = high - low
         z = low + width * noise.uniform(len(low), low)
-        for _ in range(self.steps):
+        for shake in normals(noise, len(low), self.steps, low):
             g = f.grad(z, rows)[1] / self.temperature
-            z = z + self.step / 2 * width.square() * g + self.step**0.5 * width * noise.normal(len(low), low)
-            z = z.clamp(low, high)
+            z = (z + self.step / 2 * width.square() * g + self.step**0.5 * width * shake).clamp(low, high)
         return z[f.value(z, rows).argsort(descending=True, stable=True)[: self.keep]]
 
 
@@ -328,13 +327,20 @@ class Case:
         assert self.sigma is not None
         noise, everything = Noise(self.seed, "shaken", identities(self.z)), self.f.to(of=Everything())
         margins, probabilities = [], []
-        for _ in range(self.draws):
-            z = self.z + self.sigma * noise.normal(self.z.shape[1], self.z)
-            out = everything.value(z, self.rows)
+        for shake in normals(noise, self.z.shape[1], self.draws, self.z):
+            out = everything.value(self.z + self.sigma * shake, self.rows)
             margins.append(told(self.f.of.value(out, self.rows)))
             if self.classes:
                 probabilities.append(chance(told(as_logits(out, self.rows)), self.target))
         return torch.stack(margins, 1), torch.stack(probabilities, 1) if self.classes else None
+
+
+def normals(noise: Noise, d: int, count: int, like: Tensor) -> Iterator[Tensor]:
+    """Standard normal rows [N, d], ``count`` times; drawn many at a time, as each draw by key takes a while."""
+    most = max(1, 2**14 // d)
+    for start in range(0, count, most):
+        n = min(most, count - start)
+        yield from noise.normal(n * d, like).reshape(-1, n, d).unbind(1)
 
 
 def told(t: Tensor) -> Tensor:
