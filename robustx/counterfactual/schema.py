@@ -1,7 +1,7 @@
 """Schemas: what the columns of a table mean, how a model takes them, and how they may change."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROUNDS = 20  # over all linear constraints; what is still broken then cannot be had on the grid
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What the features' codes keep to, [F] each: ranges, largest changes, grids, which may fall or rise, and spans."""
+
+    least: Tensor
+    most: Tensor
+    far: Tensor
+    gridded: Tensor
+    start: Tensor
+    step: Tensor
+    falls: Tensor
+    rises: Tensor
+    span: Tensor
 
 
 class FeatureSchema:
@@ -263,22 +278,33 @@ class FeatureSchema:
 
         With ``free`` [B, F] others may have no other than their own.
         """
-        low, high = codes.clone(), codes.clone()
-        for i, f in enumerate(self.features):
-            if f.mutable:
-                own = codes[:, i]
-                at_least, at_most = (torch.full_like(own, end) for end in f.range)
-                at_least = torch.maximum(at_least, own - f.max_change)
-                at_most = torch.minimum(at_most, own + f.max_change)
-                if f.grid is not None:
-                    start, step = f.grid
-                    at_least = start + ((at_least - start) / step).ceil() * step
-                    at_most = start + ((at_most - start) / step).floor() * step
-                low[:, i] = own if f.direction == "increase" else torch.minimum(at_least, own)
-                high[:, i] = own if f.direction == "decrease" else torch.maximum(at_most, own)
-        if free is not None:
-            low, high = torch.where(free, low, codes), torch.where(free, high, codes)
-        return low, high
+        r = self._rules
+        low, high = torch.maximum(r.least, codes - r.far), torch.minimum(r.most, codes + r.far)
+        low = torch.where(r.gridded, r.start + ((low - r.start) / r.step).ceil() * r.step, low)
+        high = torch.where(r.gridded, r.start + ((high - r.start) / r.step).floor() * r.step, high)
+        falls, rises = (way if free is None else way & free for way in (r.falls, r.rises))
+        return (
+            torch.where(falls, torch.minimum(low, codes), codes),
+            torch.where(rises, torch.maximum(high, codes), codes),
+        )
+
+    @cached_property
+    def _rules(self) -> "_Rules":
+        def each(values: Iterable[float], dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.tensor(list(values), dtype=dtype)
+
+        grids = [f.grid or (0.0, 1.0) for f in self.features]
+        return _Rules(
+            least=each(f.range[0] for f in self.features),
+            most=each(f.range[1] for f in self.features),
+            far=each(f.max_change for f in self.features),
+            gridded=each((f.grid is not None for f in self.features), torch.bool),
+            start=each(start for start, _ in grids),
+            step=each(step for _, step in grids),
+            falls=each((f.mutable and f.direction != "increase" for f in self.features), torch.bool),
+            rises=each((f.mutable and f.direction != "decrease" for f in self.features), torch.bool),
+            span=each(f.span for f in self.features),
+        )
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The box in which encoded rows [B, D] may move: as :meth:`limits`, and which categories they may become."""
@@ -336,17 +362,15 @@ class FeatureSchema:
     def _allowed(self, codes: Tensor, home: Tensor, free: Tensor | None = None) -> Tensor:
         """Codes within the limits of each row and on the grid; what did not change stays, wherever it is."""
         low, high = self.limits(home, free)
-        kept = []
+        r = self._rules
+        snapped = torch.where(r.gridded, r.start + ((codes - r.start) / r.step).round() * r.step, codes)
+        kept = torch.where(codes == home, home, snapped.clamp(low, high))
         for i, f in enumerate(self.features):
-            own, code = home[:, i], codes[:, i]
             if f.kind == "categorical":
-                may = f.may_become()[own.long(), code.long()] & f.mutable
+                may = f.may_become()[home[:, i].long(), codes[:, i].long()] & f.mutable
                 may = may if free is None else may & free[:, i]
-                kept.append(torch.where(may, code, own))
-                continue
-            snapped = f.snapped(code).clamp(low[:, i], high[:, i])
-            kept.append(torch.where(code == own, own, snapped))
-        return torch.stack(kept, 1) if kept else codes
+                kept[:, i] = torch.where(may, codes[:, i], home[:, i])
+        return kept
 
     def sums(self) -> list[tuple[Tensor, float, Linear]]:
         """All sums as coefficients [F] and a bound that they must not be below."""
@@ -362,24 +386,26 @@ class FeatureSchema:
         sums = self.sums()
         if not sums:
             return codes
+        if not any(bool((_short(codes, a, bound) > 0).any()) for a, bound, _ in sums):
+            return codes
         low, high = self.limits(home, free)
-        unit = torch.tensor([f.span for f in self.features], dtype=torch.float64)
+        r = self._rules
+        unit = r.span
         for _ in range(ROUNDS):
             before = codes
             for a, bound, _ in sums:
                 short = _short(codes, a, bound)
+                if not bool((short > 0).any()):
+                    continue
                 beyond = 1e-12 * (codes.abs() @ a.abs() + abs(bound))  # as much as adding may round
                 way = (a * unit).expand_as(codes)
                 room = torch.where(way > 0, high - codes, codes - low).clamp(min=0) / unit
                 move = L2().least(way, torch.where(short > 0, short + beyond, 0), room).nan_to_num()
                 moved = codes + torch.where((short > 0)[:, None], move * unit, 0)
-                for i, f in enumerate(self.features):
-                    if f.grid is not None:  # the next grid point beyond, so that rounding does not break the sum again
-                        start, step = f.grid
-                        at = ((moved[:, i] - start) / step).mul(1e9).round().div(1e9)
-                        at = at.ceil() if a[i] > 0 else at.floor()
-                        changed = moved[:, i] != codes[:, i]
-                        moved[:, i] = torch.where(changed, start + at * step, moved[:, i])
+                # to the next grid point beyond, so that rounding does not break the sum again
+                at = ((moved - r.start) / r.step).mul(1e9).round().div(1e9)
+                at = r.start + torch.where(a > 0, at.ceil(), at.floor()) * r.step
+                moved = torch.where(r.gridded & (moved != codes), at, moved)
                 codes = torch.minimum(torch.maximum(moved, low), high)
             if torch.equal(codes, before):
                 break
