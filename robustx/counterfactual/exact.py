@@ -15,6 +15,7 @@ from ..engine.scores import Everything, Output
 from ..perturb.goals import Between, Leave, Reach, Surely, Until
 from ..perturb.norms import L1, L2, Linf, Norm
 from .best import Task
+from .choice import Choose
 from .domain import Domain, Move, Replace
 from .guided import guided
 from .programme import Aim, Array, Ends, Forms, Known, Space, answer, ends
@@ -49,7 +50,7 @@ def exact(task: Task, seconds: float = 60.0) -> None:
     if not len(todo):
         return
     net, ways = wanted(f, _points(task, spaces, todo))
-    norm = task.domain.norm if isinstance(task.domain, Move | Table) else None
+    norm = task.domain.norm if isinstance(task.domain, Move | Table | Choose) else None
     if isinstance(task.domain, Move) and not task.few and task.most is None and not net.relus:
         closed(task, task.domain, net, ways, spaces)
         return
@@ -258,8 +259,10 @@ Spaces = Callable[[int], Space]
 
 def _model(domain: Domain) -> Probe:
     """The goal at the inputs."""
-    if not isinstance(domain, Move | Table | Replace):
+    if not isinstance(domain, Move | Table | Replace | Choose):
         raise Unreadable(f"there is no exact answer in the domain {type(domain).__name__}")
+    if not all(t.is_floating_point() for t in domain.f.inputs):
+        raise Unreadable("its inputs are whole numbers")
     return domain.f
 
 
@@ -274,14 +277,23 @@ def _spaces(domain: Domain, movable: Tensor) -> Spaces:
     home = f.point.double().cpu().numpy()
     if isinstance(domain, Replace):
         there = f.packing.pack(domain.inputs(torch.ones_like(domain.home))).double().cpu().numpy()
-        none = np.zeros_like(home[:1])
-        return lambda i: Space(home[i], home[i], home[i], labels[i], features[i], weight=none[0], there=there[i])
+        return lambda i: _listed(home[i], there[i : i + 1], labels[i], features[i], 0.0)
+    if isinstance(domain, Choose):
+        values = f.packing.pack(domain.alternatives).double().cpu().numpy()
+        return lambda i: _listed(home[i], values, labels[i], features[i], 1.0)
     if isinstance(domain, Table):
         return _rows(domain, features)
     assert isinstance(domain, Move)
     low, high = (end.expand(f.point.shape).double().cpu().numpy() for end in (domain.low, domain.high))
     weight = 1 / domain.unit.expand(f.point.shape).double().cpu().numpy()
     return lambda i: Space(home[i], low[i], high[i], labels[i], features[i], weight[i])
+
+
+def _listed(home: Array, values: Array, group: Array, movable: Array, weight: float) -> Space:
+    """Features that stay or take what one of several rows [m, D] has in their place."""
+    every = np.concatenate([home[None], values])
+    choices = [(at, values[:, at]) for at in (np.flatnonzero(group == g) for g in range(len(movable))) if len(at)]
+    return Space(home, every.min(0), every.max(0), group, movable, np.full(len(home), weight), choices=choices)
 
 
 def _rows(domain: Table, movable: Array) -> Spaces:
@@ -293,12 +305,12 @@ def _rows(domain: Table, movable: Array) -> Spaces:
             raise Unreadable(f"feature {feature.name!r} has no end: give it a range")
     offset, scale, weight = np.zeros(schema.width), np.ones(schema.width), 1 / domain.relaxed.unit[0].double().numpy()
     grids: dict[int, tuple[float, float]] = {}
-    blocks: list[list[int]] = []
+    choices: list[tuple[Array, Array]] = []
     where = np.zeros(schema.width, int)
     for i, (feature, place) in enumerate(zip(schema.features, schema.places, strict=True)):
         where[place.columns] = i
         if place.block:
-            blocks.append(list(range(place.start, place.start + place.width)))
+            choices.append((np.arange(place.start, place.start + place.width), np.eye(place.width)))
             continue
         offset[place.start], scale[place.start] = place.offset, place.scale
         if feature.grid is not None:
@@ -323,7 +335,7 @@ def _rows(domain: Table, movable: Array) -> Spaces:
                 home[place.start] = (float(own) - place.offset) / place.scale
                 here = sorted((float(end[row, i]) - place.offset) / place.scale for end in ends)
                 low[place.start], high[place.start] = here
-        return Space(home, low, high, where, movable[row], weight, where, blocks, grids, sums)
+        return Space(home, low, high, where, movable[row], weight, where, choices, grids, sums)
 
     return space
 
@@ -333,6 +345,8 @@ def _there(domain: Domain, x: Array, space: Space, rows: Tensor) -> Tensor:
     sets = torch.from_numpy(space.changed(x))[None].to(rows.device)
     if isinstance(domain, Replace):
         return sets.to(domain.home)
+    if isinstance(domain, Choose):
+        return _choice(domain, x, space).to(domain.home)
     there = torch.from_numpy(x)[None].to(rows.device)
     if isinstance(domain, Table):
         moved = torch.where(domain.features.spread(sets.to(there), rows) > 0, there.to(domain.home), domain.home[rows])
@@ -340,6 +354,17 @@ def _there(domain: Domain, x: Array, space: Space, rows: Tensor) -> Tensor:
     assert isinstance(domain, Move)
     unit = domain.unit.to(there).expand(domain.home.shape)[rows]
     return ((there - domain.f.point[rows]) / unit).to(domain.home)
+
+
+def _choice(domain: Choose, x: Array, space: Space) -> Tensor:
+    """Which alternative each feature has [1, F]; 0: its own."""
+    told = torch.zeros(1, len(space.movable))
+    changed = space.changed(x)
+    for columns, values in space.choices:
+        g = space.group[columns[0]]
+        if changed[g]:
+            told[0, g] = 1 + abs(values - x[columns]).sum(1).argmin()
+    return told
 
 
 def _points(task: Task, spaces: Spaces, rows: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ All in float64 numbers and moves: a column's move is told in shares of its box, 
 table's own units do not spoil the solver's tolerances.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
@@ -38,10 +38,9 @@ class Space:
         movable: which features may change [F].
         weight: what a move of each column by one costs [D].
         part: columns with equal numbers add up before a norm is taken [D]; each alone unless given.
-        blocks: columns of a category each: if the feature changes, one of them is 1 and the others are 0.
+        choices: (columns [c], values [m, c]): if their feature changes, the columns together take one of the values.
         grids: column -> (start, step): if its feature changes, it is start + a whole number of steps.
-        sums: coefficients [m, D] and what ``coefficients @ x`` must not be below [m].
-        there: if features give way whole: to what [D].
+        sums: coefficients [n, D] and what ``coefficients @ x`` must not be below [n].
     """
 
     home: Array
@@ -51,30 +50,19 @@ class Space:
     movable: Array
     weight: Array
     part: Array | None = None
-    blocks: Sequence[Sequence[int]] = ()
-    grids: dict[int, tuple[float, float]] = field(default_factory=dict)
+    choices: Sequence[tuple[Array, Array]] = ()
+    grids: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     sums: tuple[Array, Array] | None = None
-    there: Array | None = None
 
     @property
     def free(self) -> Array:
         """The columns that can move at all [D]."""
-        ends = self.high > self.low if self.there is None else self.there != self.home
-        return self.movable[self.group] & ends
-
-    @property
-    def stiff(self) -> bool:
-        """Whether some features cannot move by degrees."""
-        return bool(self.blocks) or bool(self.grids) or self.there is not None
+        return self.movable[self.group] & (self.high > self.low)
 
     @property
     def box(self) -> tuple[Array, Array]:
         """Where columns can be [D]."""
-        if self.there is None:
-            low, high = self.low, self.high
-        else:
-            low, high = np.minimum(self.home, self.there), np.maximum(self.home, self.there)
-        return np.where(self.free, low, self.home), np.where(self.free, high, self.home)
+        return np.where(self.free, self.low, self.home), np.where(self.free, self.high, self.home)
 
     def changed(self, x: Array) -> Array:
         """Which features differ from home [F]."""
@@ -234,7 +222,9 @@ class Question:
         self.programme = p = Programme()
         self.unit = np.where(space.free, space.box[1] - space.box[0], 1.0)
         self.y = self._moves(p)
-        self.z = self._features() if aim == "count" or most is not None or space.stiff else None
+        self.picks: list[Array] = []
+        counted = aim == "count" or most is not None or space.choices or space.grids
+        self.z = self._features() if counted else None
         if most is not None and self.z is not None:
             p.require(-most, (-np.ones((1, len(self.z))), self.z))
         v = self.y
@@ -263,12 +253,15 @@ class Question:
         p, space, features = self.programme, self.space, len(self.space.movable)
         z = p.add(np.zeros(features), np.bincount(space.group, space.free, features) > 0, whole=True)
         left = space.free.copy()
-        for block in map(np.asarray, space.blocks):
-            can = space.free[block] & (space.high[block] >= 1) & (space.home[block] != 1)
-            u, one = p.add(np.zeros(len(block)), can, whole=True), z[space.group[block]]
-            self._same(self.y[block], u, one, -space.home[block])
-            p.require([0, 0], (np.outer([1, -1], np.ones(len(u))), u), ([[-1], [1]], one[:1]))
-            left[block] = False
+        for columns, values in space.choices:
+            own, one = (values == space.home[columns]).all(1), z[space.group[columns]]
+            pick = p.add(np.zeros(len(values)), ~own, whole=True)
+            self.picks.append(pick)
+            p.require([0, 0], (np.outer([1, -1], np.ones(len(pick))), pick), ([[-1], [1]], one[:1]))
+            moves = (values - space.home[columns]).T / self.unit[columns][:, None]
+            for sign in (1, -1):
+                p.require(np.zeros(len(columns)), (sign, self.y[columns]), (-sign * moves, pick))
+            left[columns] = False
         for column, (start, step) in space.grids.items():
             y, one = self.y[[column]], z[space.group[[column]]]
             first = np.ceil((space.box[0][[column]] - start) / step - NEARLY)
@@ -276,21 +269,14 @@ class Question:
             n = p.add(np.minimum(first, 0), np.maximum(last, 0), whole=True)
             p.require(0, (1.0, n), (-first, one))
             p.require(0, (-1.0, n), (last, one))
-            self._same(y, n, one, start - space.home[[column]], step)
+            for sign in (1, -1):  # unit * y = step * n + (start - home) * one
+                unit, shift = self.unit[[column]], start - space.home[[column]]
+                p.require(0, (sign * unit, y), (-sign * step, n), (-sign * shift, one))
             left[column] = False
         y, one, zero = self.y[left], z[space.group[left]], np.zeros(left.sum())
-        least, most = p.low[y], p.high[y]
-        if space.there is not None:  # whole, or not at all
-            least = most = ((space.there - space.home) / self.unit)[left]
-        p.require(zero, (-1.0, y), (most, one))
-        p.require(zero, (1.0, y), (-least, one))
+        p.require(zero, (-1.0, y), (p.high[y], one))
+        p.require(zero, (1.0, y), (-p.low[y], one))
         return z
-
-    def _same(self, y: Array, whole: Array, one: Array, shift: Array, step: float = 1.0) -> None:
-        """Moves are ``step * whole + shift * one``, in the units of their columns."""
-        unit, zero = self.unit[y - self.y[0]], np.zeros(len(y))
-        self.programme.require(zero, (unit, y), (-step, whole), (-shift, one))
-        self.programme.require(zero, (-unit, y), (step, whole), (shift, one))
 
     def _reach(self, v: Array) -> Array | None:
         """One alternative is reached; where the margin counts, by how much more than ``by``."""
@@ -349,14 +335,12 @@ class Question:
         moves = space.free if self.z is None else v[self.z][space.group] > 0.5
         x = np.where(moves & space.free, space.home + self.unit * v[self.y], space.home)
         left = moves & space.free
-        for block in map(np.asarray, space.blocks):
-            if moves[block[0]]:
-                x[block], left[block] = np.arange(len(block)) == x[block].argmax(), False
+        for (columns, values), pick in zip(space.choices, self.picks, strict=True):
+            x[columns] = values[v[pick].argmax()] if moves[columns[0]] else space.home[columns]
+            left[columns] = False
         for column, (start, step) in space.grids.items():
             if left[column]:
                 x[column], left[column] = start + step * np.round((x[column] - start) / step), False
-        if space.there is not None:
-            return np.where(moves, space.there, space.home)
         return np.clip(self._nearest(x, left) if left.any() else x, *space.box)
 
     def _nearest(self, x: Array, left: Array) -> Array:

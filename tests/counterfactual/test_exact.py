@@ -58,7 +58,7 @@ def logistic(name):
         weight, bias = np.r_[-weight, weight] / 2, np.r_[-bias, bias] / 2
     model = nn.Linear(x.shape[1], len(weight)).double()
     model.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-    return model, torch.from_numpy(x[:: len(x) // 6][:6])
+    return model, torch.from_numpy(x[:: len(x) // 4][:4])
 
 
 def truth(model, x, norm, low=0.0, high=1.0):
@@ -150,7 +150,7 @@ def _projected(a, b, x, rounds=20000):
 @pytest.mark.parametrize("distance", ["l1", "linf"])
 @pytest.mark.parametrize("sizes", [(10, 8, 8, 3), (6, 12, 2)])
 def test_relu_networks_are_left_by_what_another_programme_finds(sizes, distance):
-    model, x = network(*sizes), uniform(3, sizes[0])
+    model, x = network(*sizes), uniform(2, sizes[0])
     result = explained(model, x, distance=distance, by=1e-9)
     for i in range(len(x)):
         near, _, _ = relu_truth.nearest(layers(model), x[i].numpy(), int(model(x[i]).argmax()), NORMS[distance], 3.0)
@@ -189,9 +189,9 @@ def patterns(model, x, y, movable, box=(0.0, 1.0)):
 
 
 @pytest.mark.filterwarnings("ignore::robustx.attacks.base.ZeroGradientWarning")  # some are flat where they start
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_fewest_features_and_then_the_least_are_those_of_every_subset(seed):
-    model, x = network(4, 3, 2, 3, seed=seed), uniform(2, 4, seed=seed)
+    model, x = network(4, 3, 2, 2, seed=seed), uniform(3, 4, seed=seed)
     result = explained(model, x)
     for i in range(len(x)):
         y = int(model(x[i]).argmax())
@@ -208,18 +208,18 @@ def test_the_fewest_features_and_then_the_least_are_those_of_every_subset(seed):
 
 
 def test_what_is_said_holds_for_all_that_may_be_asked():
-    model, x = network(6, 5, 5, 3), uniform(5, 6)
+    model, x = network(6, 5, 5, 3), uniform(3, 6)
     few = explained(model, x, immutable=[0, 3], max_changes=2, distance="l0+linf")
     assert not few.changed[:, [0, 3]].any()
     assert torch.equal(few.counterfactual[:, [0, 3]], x[:, [0, 3]])
     assert (few.n_changed <= 2).all()
     assert set(few.status) <= {"valid", "infeasible"}
     grouped = explained(model, x, feature_mask=torch.tensor([[0, 0, 1, 1, 2, 2]]))
-    assert grouped.changed.shape == (5, 3)
+    assert grouped.changed.shape == (3, 3)
     single = explained(model, x)
     assert (grouped.n_changed <= single.n_changed)[single.valid].all()
     tight = explained(model, x, bounds=(x - 1e-3, x + 1e-3))
-    assert tight.status == ("infeasible",) * 5
+    assert tight.status == ("infeasible",) * 3
     assert torch.equal(tight.counterfactual, x)
 
 
@@ -238,9 +238,9 @@ def test_an_interval_and_a_function_of_ones_own_are_reached():
 
 
 def test_float32_models_keep_what_was_proved():
-    model, x = network(8, 8, 3).float(), uniform(6, 8).float()
+    model, x = network(6, 6, 3).float(), uniform(4, 6).float()
     result = explained(model, x)
-    wide = explained(network(8, 8, 3), x.double())
+    wide = explained(network(6, 6, 3), x.double())
     assert torch.equal(result.valid, wide.valid)
     assert torch.equal(result.n_changed, wide.n_changed)
     assert (result.margin >= BY)[result.valid].all()
@@ -320,6 +320,23 @@ def test_features_that_give_way_whole_are_the_surest_of_the_smallest_sets(seed):
         assert float(result.margin[i]) == pytest.approx(float(surest.detach()), abs=1e-6)
 
 
+def test_features_take_the_nearest_of_the_listed_values():
+    model, x, values = network(5, 6, 3), uniform(3, 5), [0.0, 0.5, 1.0]
+    result = CounterfactualExplainer(model, values=values, strategy=exact, by=BY).generate(x)
+    for i in range(len(x)):
+        own = [[float(v), *values] for v in x[i]]
+        every = torch.tensor(list(product(*own)), dtype=torch.float64)
+        y = int(model(x[i]).argmax())
+        out = model(every).detach()
+        good = out.scatter(1, torch.full((len(out), 1), y), -torch.inf).amax(1) - out[:, y] > BY
+        count, size = (every != x[i]).sum(1), (every - x[i]).abs().sum(1)
+        fewest = count[good].min()
+        assert result.proved[i] == "optimal"
+        assert result.n_changed[i] == fewest
+        least = size[good & (count == fewest)].min()
+        assert float((result.counterfactual - x)[i].abs().sum()) == pytest.approx(float(least))
+
+
 # --- limits -----------------------------------------------------------------------------------------------
 
 
@@ -364,10 +381,10 @@ def test_probabilities_of_two_classes_are_exact_and_of_more_refused():
 
 
 def test_rows_do_not_depend_on_their_batch_and_no_rows_are_none():
-    model, x = network(6, 6, 3), uniform(4, 6)
+    model, x = network(6, 6, 3), uniform(3, 6)
     whole = explained(model, x)
-    for i in range(4):
-        torch.testing.assert_close(explained(model, x[i : i + 1]).counterfactual[0], whole.counterfactual[i])
+    alone = explained(model, x[1:2])
+    torch.testing.assert_close(alone.counterfactual[0], whole.counterfactual[1])
     assert len(explained(model, x[:0])) == 0
     there = explained(model, x, Leave((model(x).argmax(1) + 1) % 3))
-    assert there.status == ("already valid",) * 4
+    assert there.status == ("already valid",) * 3
