@@ -1,6 +1,7 @@
 """The one object that finds counterfactuals: what is asked about, how features may change, and by which strategy."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from inspect import signature
 from time import monotonic
 from typing import Any, Literal, Self
@@ -11,22 +12,26 @@ from torch import Tensor
 
 from ..attribution.shapley import shares_of_change
 from ..engine.checks import ArgumentError, ArgumentTypeError, whole
-from ..engine.guard import guarded
+from ..engine.guard import guarded, untouched
 from ..engine.probe import Door, OutOfTime, Probe
 from ..engine.randomness import Noise, identities
 from ..engine.sites import Input
 from ..perturb.features import Partition, from_masks
+from ..perturb.goals import Goal
 from ..perturb.norms import NORMS, Norm
 from ..perturb.references import named
 from ..perturb.region import box, packed
 from .aims import Aim, aimed
 from .best import Best, Strategy, Task
 from .choice import Choose, alternatives
+from .diverse import apart
 from .domain import Domain, Move, Replace
 from .exact import exact
 from .guided import guided
 from .known import Known
+from .plausible import Plausible, Wanted, within
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
+from .robust import Ensemble, Robust
 from .schema import FeatureSchema
 from .table import Table
 
@@ -68,6 +73,10 @@ class CounterfactualExplainer:
             many.
         seed: of the draws, where a strategy draws.
         batch_size: most rows in one pass; None fills the memory budget.
+        plausible: what counterfactuals must be like: :class:`Quantiles`, :class:`Neighbours`, :class:`LOF`,
+            :class:`Prototype` of the examples that ``fit`` was given, or a function of the model's inputs to margins
+            [N], above 0 where they will do; one or several. No weight: what is not plausible is not valid.
+        robust: what they must survive: :class:`Ensemble`, :class:`Noisy`, or both; for a larger margin give ``by``.
 
     >>> import torch
     >>> model = torch.nn.Linear(3, 2)
@@ -94,6 +103,8 @@ class CounterfactualExplainer:
         budget: int = 512,
         seed: int = 0,
         batch_size: int | None = None,
+        plausible: Wanted | Sequence[Wanted] = (),
+        robust: Robust | Sequence[Robust] = (),
     ) -> None:
         if not callable(forward_func):
             raise ArgumentTypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
@@ -122,6 +133,13 @@ class CounterfactualExplainer:
         self.forward_func, self.schema, self.bounds, self.reference = forward_func, schema, bounds, reference
         self.values, self.strategy, self.distance, self.scale = values, strategy, distance, scale
         self.by, self.steps, self.budget, self.seed, self.batch_size = by, steps, budget, seed, batch_size
+        self.plausible, self.robust = plausible, robust
+        for one in _several(plausible):
+            if not isinstance(one, Plausible) and not callable(one):
+                raise ArgumentTypeError(f"plausible must be limits such as Neighbours(), or functions, got {one!r}")
+        for other in _several(robust):
+            if not isinstance(other, Robust):
+                raise ArgumentTypeError(f"robust must be Ensemble(models) or Noisy(sigma), got {other!r}")
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's arguments by name, as scikit-learn asks for them."""
@@ -170,6 +188,7 @@ class CounterfactualExplainer:
         time_limit: float | None = None,
         additional_forward_args: Any = None,
         additional_forward_kwargs: dict[str, Any] | None = None,
+        n: int = 1,
     ) -> CounterfactualResult:
         """One counterfactual for each example; where none was found, ``status`` says so and nothing is changed.
 
@@ -185,6 +204,8 @@ class CounterfactualExplainer:
             max_changes: no more features than this may change.
             time_limit: in seconds; what was found until then is handed back.
             additional_forward_args, additional_forward_kwargs: passed on to the model.
+            n: how many counterfactuals of each example; those after the first are its ``alternatives``, in the order
+                in which they are worse. None of them changes all that one before it does.
 
         Raises:
             ValueError: infinite bounds, inputs outside them, unknown features, labels that are no classes.
@@ -200,21 +221,41 @@ class CounterfactualExplainer:
         before = f.score
         features, told = self._features(f, feature_mask, door.names, names)
         least = goal.hair(before) if self.by is None else torch.full_like(before, self.by)
-        sought = f.to(of=goal.firm(least), strict=False)
-        known = self.known_.to(sought) if hasattr(self, "known_") else None
-        domain = self._domain(sought, features)
+        known = self.known_.to(f.to(of=goal.firm(least), strict=False)) if hasattr(self, "known_") else None
+        demand = self._demanding(goal, f, known)
+        asked = f.to(of=demand, strict=False)
+        domain = self._domain(asked.to(of=demand.firm(least)), features)
         few, _ = DISTANCES[self.distance]
-        task = Task(
-            domain,
-            _movable(f, features, told, immutable),
-            whole("budget", self.budget, 1),
-            Noise(self.seed, "counterfactual", identities(*f.inputs)),
-            few,
-            None if max_changes is None else whole("max_changes", max_changes, 1),
-            known,
-        )
-        best, ended = self._sought(task, f, began, time_limit)
-        return self._told(x, door, f, features, told, task, best, before, least, ended, began)
+        results: list[CounterfactualResult] = []
+        banned: list[Tensor] = []
+        with untouched(self._others):
+            for again in range(whole("n", n, 1)):
+                task = Task(
+                    domain,
+                    _movable(f, features, told, immutable),
+                    whole("budget", self.budget, 1),
+                    Noise(self.seed, "counterfactual", identities(*f.inputs), restart=again),
+                    few,
+                    None if max_changes is None else whole("max_changes", max_changes, 1),
+                    known,
+                    torch.stack(banned, 1) if banned else None,
+                )
+                best, ended = self._sought(task, f, began, time_limit)
+                results.append(self._told(x, door, f, asked, features, told, task, best, least, ended, began))
+                banned.append(best.sets & best.found[:, None])
+        return replace(results[0], alternatives=tuple(results[1:]))
+
+    def _demanding(self, goal: Goal, f: Probe, known: Known | None) -> Goal:
+        """The goal, with all that counterfactuals are to be like and to survive."""
+        for one in _several(self.robust):
+            goal = one.demand(goal, f, self.schema, self.seed)
+        plausible = _several(self.plausible)
+        return within(goal, f, plausible, known, self.schema) if plausible else goal
+
+    @property
+    def _others(self) -> list[Any]:
+        """The models of ensembles."""
+        return [m for one in _several(self.robust) if isinstance(one, Ensemble) for m in one.models]
 
     def _sought(self, task: Task, f: Probe, began: float, limit: float | None) -> tuple[Best, bool]:
         """The best, and whether the time was enough."""
@@ -224,7 +265,7 @@ class CounterfactualExplainer:
         strategy = self.strategy if callable(self.strategy) else STRATEGIES[self.strategy]
         f.meter.until = torch.inf if limit is None else began + limit
         try:
-            strategy(task)
+            (strategy if getattr(strategy, "func", strategy) in (guided, exact) else apart(strategy))(task)
         except OutOfTime:
             return task.best, False
         finally:
@@ -236,31 +277,33 @@ class CounterfactualExplainer:
         x: Any,
         door: Door,
         f: Probe,
+        asked: Probe,
         features: Partition,
         names: tuple[str, ...],
         task: Task,
         best: Best,
-        before: Tensor,
         least: Tensor,
         ended: bool,
         began: float,
     ) -> CounterfactualResult:
         domain, found = task.domain, best.found[:, None]
         after, miss = (domain.inputs(torch.where(found == good, best.z, domain.home)) for good in (True, False))
-        margin = f.to(inputs=after, strict=False).score
+        before, margin = (g.score for g in (f, f.to(inputs=after, strict=False)))
+        start, end = (before, margin) if asked.of is f.of else (asked.score, asked.to(inputs=after).score)
         sets = best.sets & found
         shares = shares_of_change(f.to(at=Input(), strict=False), features, after, sets)
         assert f.meter is not None
-        there = before - least > 0
-        status, proved = _status(best, margin, there, ended), _proofs(best, margin)
+        there = start - least > 0
+        status, proved = _status(best, end, there, ended), _proofs(best, end)
+        spent = f.meter.take()
         return CounterfactualResult(
             inputs=x,
             counterfactual=door.out(after),
             status=status,
-            valid=margin > 0,
+            valid=end > 0,
             margin=margin,
             before=before,
-            nearest=torch.maximum(best.margin + least, before),
+            nearest=torch.maximum(best.margin + least, start),
             miss=door.out(miss),
             binding=domain.edge(torch.where(found, domain.home, best.z)),
             changed=sets,
@@ -268,10 +311,10 @@ class CounterfactualExplainer:
             contributions=shares.to(before.device),
             proved=proved,
             names=names,
-            forwards=f.meter.forward.clone(),
-            backwards=f.meter.backward.clone(),
+            forwards=spent.forward,
+            backwards=spent.backward,
             seconds=monotonic() - began,
-            probe=f,
+            probe=asked,
             rows=f.everyone,
             features=features,
             schema=self.schema,
@@ -310,6 +353,10 @@ class CounterfactualExplainer:
         if not bool((unit >= 0).all()):
             raise ArgumentError(f"scale must not be negative, got {float(unit.min()):g}")
         return Move(f, features, low, high, unit.clamp(min=1e-12), norm, self.steps)
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, tuple | list) else (given,)
 
 
 def _movable(f: Probe, features: Partition, names: Sequence[str], immutable: Iterable[int | str] | int | str) -> Tensor:

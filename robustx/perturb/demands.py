@@ -71,15 +71,15 @@ class Within(Demand):
         return out[0]
 
     def lead(self, out: Any, rows: Tensor) -> Tensor:
-        return self._least(self.goal.value(out[0], rows), out[1], rows)
+        return torch.stack(self._margins(out, rows)).amin(0)
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
-        return self._least(self.goal.pull(out[0], rows), out[1], rows)
+        margins = torch.stack(self._margins(out, rows)) - (self.by[rows] if isinstance(self.by, Tensor) else self.by)
+        return torch.where((margins > 0).all(0), margins.amin(0), margins.clamp(max=0).sum(0))
 
-    def _least(self, margin: Tensor, inputs: Tensors, rows: Tensor) -> Tensor:
-        for limit in self.limits:
-            margin = torch.minimum(margin, limit(inputs, rows).to(margin))
-        return margin
+    def _margins(self, out: Any, rows: Tensor) -> list[Tensor]:
+        margin = self.goal.value(out[0], rows)
+        return [margin, *(limit(out[1], rows).to(margin) for limit in self.limits)]
 
 
 @dataclass(frozen=True, eq=False)
