@@ -18,7 +18,7 @@ from .best import Task
 from .choice import Choose
 from .domain import Domain, Move, Replace
 from .guided import guided
-from .programme import Aim, Array, Ends, Forms, Known, Space, answer, ends
+from .programme import Aim, Array, Bound, Ends, Forms, Space, answer, ends
 from .table import Table
 
 POINTS = 64  # of the boxes, where the model is compared with what was read
@@ -46,12 +46,12 @@ def exact(task: Task, seconds: float = 60.0) -> None:
     >>> set(result.proved) <= {"optimal", "nothing"}
     True
     """
-    todo, f, spaces = task.todo, _model(task.domain), _spaces(task.domain, task.movable)
+    todo, f, spaces = task.todo, _model(task.domain), _spaces(task)
     if not len(todo):
         return
     net, ways = wanted(f, _points(task, spaces, todo))
     norm = task.domain.norm if isinstance(task.domain, Move | Table | Choose) else None
-    if isinstance(task.domain, Move) and not task.few and task.most is None and not net.relus:
+    if isinstance(task.domain, Move) and not (task.few or task.most or net.relus) and task.banned is None:
         closed(task, task.domain, net, ways, spaces)
         return
     if norm is not None and not isinstance(norm, L1) and not (isinstance(norm, Linf) and norm.scale is None):
@@ -76,7 +76,7 @@ def _solved(
     for _ in range(TRIES):
         by += slack
         until = torch.inf if f.meter is None else f.meter.until
-        known = Known(int(best.count[row]), float(best.cost[row])) if bool(best.found[row]) else None
+        known = Bound(int(best.count[row]), float(best.cost[row])) if bool(best.found[row]) else None
         left = min(seconds, 0.9 * (until - monotonic()))  # the model is to be asked in time
         told = answer(net, space, ways, by, task.few, aim, task.most, known, left, between)
         if told.x is None:
@@ -266,13 +266,16 @@ def _model(domain: Domain) -> Probe:
     return domain.f
 
 
-def _spaces(domain: Domain, movable: Tensor) -> Spaces:
+def _spaces(task: Task) -> Spaces:
     """What each example may be turned into.
 
     Raises:
         Unreadable: the domain is not known, or has no ends.
     """
-    f, features = _model(domain), movable.cpu().numpy()
+    domain, f, features = task.domain, _model(task.domain), task.movable.cpu().numpy()
+    if task.banned is not None:
+        banned, allowed = task.banned.cpu().numpy(), _spaces(replace(task, banned=None))
+        return lambda i: replace(allowed(i), banned=banned[i][banned[i].any(1)])
     labels = domain.features.labels(f.examples).cpu().numpy()
     home = f.point.double().cpu().numpy()
     if isinstance(domain, Replace):

@@ -41,6 +41,7 @@ class Space:
         choices: (columns [c], values [m, c]): if their feature changes, the columns together take one of the values.
         grids: column -> (start, step): if its feature changes, it is start + a whole number of steps.
         sums: coefficients [n, D] and what ``coefficients @ x`` must not be below [n].
+        banned: sets of features [q, F] of which not all may change.
     """
 
     home: Array
@@ -53,6 +54,7 @@ class Space:
     choices: Sequence[tuple[Array, Array]] = ()
     grids: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     sums: tuple[Array, Array] | None = None
+    banned: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def free(self) -> Array:
@@ -216,16 +218,25 @@ class Question:
     """
 
     def __init__(
-        self, net: Piecewise, space: Space, ways: Sequence[Forms], by: float, between: Ends, aim: Aim, most: int | None
+        self,
+        net: Piecewise,
+        space: Space,
+        ways: Sequence[Forms],
+        by: float,
+        between: Ends,
+        aim: Aim,
+        most: int | None = None,
     ) -> None:
         self.net, self.space, self.ways, self.by, self.aim = net, space, ways, by, aim
         self.programme = p = Programme()
         self.unit = np.where(space.free, space.box[1] - space.box[0], 1.0)
         self.y = self._moves(p)
         self.picks: list[Array] = []
-        counted = aim == "count" or most is not None or space.choices or space.grids
+        counted = aim == "count" or most is not None or space.choices or space.grids or len(space.banned)
         self.z = self._features() if counted else None
-        if most is not None and self.z is not None:
+        if self.z is not None:
+            p.require(1.0 - space.banned.sum(1), (-1.0 * space.banned, self.z))
+        if self.z is not None and most is not None:
             p.require(-most, (-np.ones((1, len(self.z))), self.z))
         v = self.y
         for (weight, bias), (low, high) in zip(layers(net)[:-1], between, strict=True):
@@ -367,7 +378,7 @@ class Question:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class Bound:
     """A point that reaches the goal: its features and its cost are bounds for a better one."""
 
     count: int
@@ -399,7 +410,7 @@ def answer(
     few: bool,
     aim: Aim,
     most: int | None = None,
-    known: Known | None = None,
+    known: Bound | None = None,
     seconds: float = 60.0,
     between: Callable[[Space, float], Ends] | None = None,
 ) -> Answer:
@@ -443,7 +454,7 @@ def answer(
             fewest = max(0, int(np.ceil(told.bound - 1e-6))) if np.isfinite(told.bound) else 0
         if told.v is not None:
             x = question.point(told.v)
-            known = Known(round(float(question.cost @ told.v)), space.size(x, aim))
+            known = Bound(round(float(question.cost @ told.v)), space.size(x, aim))
         if known is None:
             return Answer(None, "time", fewest, -np.inf)
         most = known.count
