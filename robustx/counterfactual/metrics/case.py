@@ -308,15 +308,18 @@ class Case:
             these = (which == i).nonzero().squeeze(1)
             yield here[these.numpy()], crowd[members.numpy()], these
 
+    def taken(self, of: Tensor, over: Tensor, features: Features) -> Tensor:
+        """The inputs of the counterfactuals ``of`` [n], with the features ``over`` [n, F] as in the counterfactuals."""
+        return torch.where(features.spread(over.to(self.z), self.rows[of]) > 0, self.z[of], self.x[of])
+
     def one_by_one(self, alone: bool) -> tuple[Tensor, Tensor]:
         """Each changed feature alone taken over (or alone taken back): whose it is [P], and the margin then [P]."""
         pairs = self.changed.nonzero()
 
         def query(part: slice) -> tuple[Tensor, Tensor]:
             of, feature = pairs[part].unbind(1)
-            one = F.one_hot(feature, self.features.count).to(self.z)
-            over = self.features.spread(one if alone else 1 - one, self.rows[of]) > 0
-            return torch.where(over, self.z[of], self.x[of]), self.rows[of]
+            one = F.one_hot(feature, self.features.count)
+            return self.taken(of, one if alone else 1 - one, self.features), self.rows[of]
 
         parts = [told(v) for _, v in self.f.values(len(pairs), query)]
         return pairs[:, 0].cpu(), torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)

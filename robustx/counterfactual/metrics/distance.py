@@ -115,7 +115,7 @@ def cost(case: Case) -> Tensor:
 
 
 def percentile_shift(case: Case) -> Tensor:
-    """The sum over numbers of |log((1 - Q(after)) / (1 - Q(before)))|, where Q tells the percentile in the data.
+    """The sum over numbers of ``|log((1 - Q(after)) / (1 - Q(before)))|``, where Q tells the percentile in the data.
 
     Ustun, Spangher, Liu (FAT* 2019), whose sum has no bars. Q counts rows out of N + 1, so that it never is 1.
     """

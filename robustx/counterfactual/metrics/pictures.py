@@ -37,13 +37,12 @@ def cout(case: Case) -> Tensor:
     units = blocks(f.inputs) if len(f.inputs) == 1 and f.inputs[0].ndim == 4 else case.features
     rank = units.gather(case.delta.abs().to(case.z), case.rows).argsort(stable=True, dim=1, descending=True).argsort(1)
     steps = min(STEPS, units.count)
-    taken = torch.tensor([ceil(t * units.count / steps) for t in range(steps + 1)], device=rank.device)
+    count = torch.tensor([ceil(t * units.count / steps) for t in range(steps + 1)], device=rank.device)
 
     def query(part: slice) -> tuple[Tensor, Tensor]:
         n = torch.arange(part.start, part.stop, device=rank.device)
         of = n // (steps + 1)
-        copied = (rank[of] < taken[n % (steps + 1)][:, None]).to(case.z)
-        return torch.where(units.spread(copied, case.rows[of]) > 0, case.z[of], case.x[of]), case.rows[of]
+        return case.taken(of, rank[of] < count[n % (steps + 1)][:, None], units), case.rows[of]
 
     parts = [told(as_logits(v, v)) for _, v in f.to(of=Everything()).values(len(rank) * (steps + 1), query)]
     curve = torch.cat(parts).softmax(1).reshape(len(rank), steps + 1, -1)

@@ -150,7 +150,7 @@ def log_density(case: Case) -> Tensor:
 def im1(case: Case) -> Tensor:
     """How much better the target class' autoencoder repairs it than that of the class it came from: less is better.
 
-    Van Looveren, Klaise (ECML 2021): |x - AE_t(x)|^2 / |x - AE_o(x)|^2.
+    Van Looveren, Klaise (ECML 2021): ``|x - AE_t(x)|^2 / |x - AE_o(x)|^2``.
     """
     of_target, of_own = (_repaired(case, classes) for classes in (case.target.tolist(), case.own.tolist()))
     z = told(case.z)
@@ -160,7 +160,7 @@ def im1(case: Case) -> Tensor:
 def im2(case: Case) -> Tensor:
     """How much the target class' autoencoder and that of all classes differ about it, relative to its size.
 
-    Van Looveren, Klaise (ECML 2021): |AE_t(x) - AE(x)|^2 / |x|_1.
+    Van Looveren, Klaise (ECML 2021): ``|AE_t(x) - AE(x)|^2 / |x|_1``.
     """
     of_target, of_all = (_repaired(case, classes) for classes in (case.target.tolist(), ["all"] * len(case.z)))
     return (of_target - of_all).square().sum(1) / (told(case.z).abs().sum(1) + 1e-10)

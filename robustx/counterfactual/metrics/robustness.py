@@ -31,7 +31,7 @@ def invalidation(case: Case) -> Tensor:
 def invalidation_linear(case: Case) -> Tensor:
     """The same to first order: the chance that a Gaussian takes the margin below 0.
 
-    Pawelczyk et al. (ICLR 2023): 1 - Phi(margin / |sigma * gradient|).
+    Pawelczyk et al. (ICLR 2023): ``1 - Phi(margin / |sigma * gradient|)``.
     """
     from scipy.special import ndtr  # torch's is 0 in the far tail
 
@@ -44,7 +44,7 @@ def invalidation_linear(case: Case) -> Tensor:
 
 
 def stability(case: Case) -> Tensor:
-    """The mean over draws of Gaussian noise of m(shaken) - |m(it) - m(shaken)|, with m the target's probability.
+    """The mean over draws of Gaussian noise of ``m(shaken) - |m(it) - m(shaken)|``, with m the target's probability.
 
     Hamman et al. (ICML 2023): at most 1; the larger, the likelier other models agree.
     """
@@ -64,7 +64,7 @@ def set_distance(case: Case) -> Tensor:
 
 
 def lipschitz(case: Case) -> Tensor:
-    """:func:`set_distance` over the length of the noise; of one counterfactual |CF(x) - CF(x + e)| / |e|."""
+    """:func:`set_distance` over the length of the noise; of one counterfactual ``|CF(x) - CF(x + e)| / |e|``."""
     apart, length = _moved(case)
     return apart / length
 
