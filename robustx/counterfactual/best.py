@@ -51,10 +51,22 @@ class Task:
         return (~self.best.found).nonzero().squeeze(1)
 
     def at(self, z: Tensor, rows: Tensor, margin: Tensor | None = None) -> "Best":
-        """Points of some rows [N], as they can be offered."""
+        """Points of some rows [N], as they can be offered; what changes too many features reaches nothing."""
         domain = self.domain
         margin = domain.probe.value(z, rows) if margin is None else margin
-        return Best(z, margin, domain.changed(z, rows), domain.cost(z, rows), self.few)
+        sets = domain.changed(z, rows)
+        if self.most is not None:
+            margin = margin.masked_fill(sets.sum(1) > self.most, -torch.inf)
+        return Best(z, margin, sets, domain.cost(z, rows), self.few)
+
+    def irreducible(self) -> Tensor:
+        """For which examples no single feature of the best can be taken home without losing the goal [B]."""
+        domain, best = self.domain, self.best
+        n, j = (best.sets & best.found[:, None]).nonzero(as_tuple=True)
+        alone = torch.zeros_like(best.sets[n]).scatter(1, j[:, None], True)
+        z = domain.back(best.z[n], n, alone)
+        less = (domain.probe.value(z, n) > 0) & (domain.changed(z, n).sum(1) < best.sets[n].sum(1))
+        return best.found.index_fill(0, n[less], False)
 
 
 Strategy = Callable[[Task], None]

@@ -22,6 +22,7 @@ from ..perturb.norms import NORMS, Norm
 from ..perturb.references import named
 from ..perturb.region import box, packed
 from .aims import Aim, aimed
+from .baselines import BASELINES
 from .best import Best, Strategy, Task
 from .choice import Choose, alternatives
 from .diverse import apart
@@ -35,7 +36,7 @@ from .robust import Ensemble, Robust
 from .schema import FeatureSchema
 from .table import Table
 
-STRATEGIES: dict[str, Strategy] = {"guided": guided, "exact": exact}
+STRATEGIES: dict[str, Strategy] = {"guided": guided, "exact": exact, **BASELINES}
 """How counterfactuals are looked for, by name."""
 
 Distance = Literal["l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf"]
@@ -294,7 +295,7 @@ class CounterfactualExplainer:
         shares = shares_of_change(f.to(at=Input(), strict=False), features, after, sets)
         assert f.meter is not None
         there = start - least > 0
-        status, proved = _status(best, end, there, ended), _proofs(best, end)
+        status, proved = _status(best, end, there, ended), _proofs(best, end, task.irreducible())
         spent = f.meter.take()
         return CounterfactualResult(
             inputs=x,
@@ -379,13 +380,14 @@ def _status(best: Best, margin: Tensor, there: Tensor, ended: bool) -> tuple[str
     )
 
 
-def _proofs(best: Best, margin: Tensor) -> tuple[str, ...]:
+def _proofs(best: Best, margin: Tensor, irreducible: Tensor) -> tuple[str, ...]:
     """What was proved of each result, see :class:`CounterfactualResult`."""
     least = (best.cost <= best.least + 1e-6 * best.least.abs()) & ((best.count <= best.fewest) | (not best.few))
     smallest = best.sets.sum(1) <= best.fewest
+    words = ("optimal", least), ("smallest", smallest), ("irreducible", irreducible)
     return tuple(
-        "nothing" if not good else "optimal" if cheap else "smallest" if few else "irreducible"
-        for good, cheap, few in zip((margin > 0).tolist(), least.tolist(), smallest.tolist(), strict=True)
+        next((word for word, true in words if good and bool(true[i])), "nothing")
+        for i, good in enumerate((margin > 0).tolist())
     )
 
 
