@@ -1,14 +1,13 @@
 """The guided search: attributions towards what the constraints allow choose the features that change."""
 
 from collections.abc import Iterator
-from functools import cache
-from itertools import combinations
 from math import comb
 
 import torch
 from torch import Tensor
 
 from .best import Best, Task
+from .pairs import picks_of
 
 NEAR = 12  # leading features among which whole sets are chosen where not all can be tried
 
@@ -134,7 +133,7 @@ def _every(rows: Tensor, movable: Tensor, size: int) -> Iterator[tuple[Tensor, T
     counts = movable[rows].sum(1)
     for c in counts.unique().tolist():
         some = rows[counts == c]
-        picks = _picks(c, size).to(rows.device)
+        picks = picks_of(c, size).to(rows.device)
         places = movable[some].nonzero()[:, 1].reshape(len(some), c)
         members = places[:, picks].flatten(0, 1)
         sets = torch.zeros(len(members), movable.shape[1], dtype=torch.bool, device=rows.device)
@@ -153,18 +152,13 @@ def _promising(task: Task, rows: Tensor, hopes: list[Tensor], size: int, count: 
     hope = torch.stack([h[rows] for h in hopes])
     rank = hope.argsort(2, descending=True).argsort(2).amin(0)
     place = rank.argsort(1)[:, :near]
-    picks = _picks(near, size).to(rows.device)
+    picks = picks_of(near, size).to(rows.device)
     promised = hope.gather(2, place.expand(len(hopes), -1, -1))[:, :, picks].sum(3).amax(0)
     missing = -task.domain.probe.value(task.domain.home[rows], rows)
     best, which = promised.topk(min(count, len(picks)), dim=1)
     n, k = (best > missing[:, None].to(best) / 2).nonzero(as_tuple=True)
     members = place[n[:, None], picks[which[n, k]]]
     return rows[n], torch.zeros(len(n), width, dtype=torch.bool, device=rows.device).scatter(1, members, True)
-
-
-@cache
-def _picks(of: int, size: int) -> Tensor:
-    return torch.tensor(list(combinations(range(of), size)), dtype=torch.long).reshape(-1, size)
 
 
 def _exchange(task: Task, todo: Tensor, hopes: list[Tensor], rounds: int = 3) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from functools import cache, partial
+from functools import lru_cache, partial
 from itertools import combinations
 from math import comb
 from typing import Any, Self
@@ -247,7 +247,7 @@ class Pairs:
                 rows = rows[left[rows]]
                 if not len(rows):
                     continue
-                picks = _picks(chosen.count, size).to(rows.device)
+                picks = picks_of(chosen.count, size).to(rows.device)
                 margins = self._margins(chosen, rows, len(picks), partial(_some, chosen.count, picks))
                 best, at = margins.max(1)
                 tried[rows] = size
@@ -369,7 +369,7 @@ def _behind(count: int, sizes: Tensor, k: Tensor) -> Tensor:
     return torch.arange(count, device=k.device) >= sizes[k, None]
 
 
-@cache
-def _picks(of: int, size: int) -> Tensor:
+@lru_cache(64)
+def picks_of(of: int, size: int) -> Tensor:
     """All sets of so many [C, size]."""
     return torch.tensor(list(combinations(range(of), size)), dtype=torch.long).reshape(-1, size)
