@@ -19,12 +19,13 @@ from sklearn.ensemble import IsolationForest
 from sklearn.mixture import GaussianMixture
 from torch import nn
 
-from robustx.counterfactual import CounterfactualExplainer
+from robustx.counterfactual import Change, CounterfactualExplainer
 from robustx.counterfactual.metrics import METRICS, Langevin, Metric, evaluate
 from robustx.counterfactual.metrics.evaluation import NEEDS
 from robustx.engine import BlackBox
 from robustx.engine.randomness import Noise
-from robustx.perturb import Between
+from robustx.perturb import Between, Leave, Reach, Surely
+from robustx.perturb.goals import Whose
 
 K = 4  # neighbours
 
@@ -517,6 +518,30 @@ def test_targets():
         assert told.valid[i] == (np.argmax(row(row.z)) == y[i])
         assert told.probability[i] == pytest.approx(softmax(row(row.z))[y[i]])
         assert told.knn[i] == pytest.approx(np.mean(row.nearest(row.data[row.answers == int(y[i])])))
+
+
+def test_some_rows_of_a_larger_question():
+    rows = torch.tensor([7, 0, 5, 2])
+    some = SimpleNamespace(model=PLAIN.model, x=PLAIN.x[rows], x_cf=PLAIN.x_cf[rows], data=PLAIN.data)
+    each = Between(torch.linspace(-3, 5, 9, dtype=torch.float64), torch.linspace(2, 9, 9, dtype=torch.float64), 1)
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    for goal in (Leave(y), Reach(y, loss="ce"), Surely(y, least=0.4), Surely(y, least=0.6, leave=True), each):
+        told, all_ = asked(some, target=Whose(rows, goal), sigma=0.2), asked(PLAIN, target=goal, sigma=0.2)
+        expected = all_.loc[rows.tolist()].reset_index(drop=True)
+        pd.testing.assert_frame_equal(told, expected, check_names=False, check_index_type=False, rtol=1e-9)
+        assert ("probability" in told) == (goal is not each) and {"knn", "invalidation_linear"} <= set(told)
+
+
+def test_probabilities_and_changes():
+    sure, any_ = (asked(PLAIN, min_prob=p, metrics=["valid", "probability", "margin"]) for p in (0.6, None))
+    assert ((sure.probability > 0.6) == (sure.valid == 1)).all() and sure.valid.sum() < any_.valid.sum()
+    second = asked(PLAIN, target="runner-up", metrics=["valid", "probability"])
+    for i in (0, 1, 2, 3, 5):
+        row = Row(PLAIN, i)
+        runner = int(np.argsort(row(row.x))[-2])
+        assert second.probability[i] == pytest.approx(softmax(row(row.z))[runner])
+    rise = asked(PLAIN, lambda x: x.sum(1), target=Change(1.0), metrics=["valid", "margin"])
+    np.testing.assert_allclose(rise.margin, (PLAIN.x_cf - PLAIN.x).sum(1) - 1)
 
 
 def test_labels_count_where_there_are_some():

@@ -17,7 +17,7 @@ from ...engine.probe import Door, ModelError, Probe, by_name
 from ...engine.randomness import Noise, identities
 from ...engine.scores import Everything
 from ...perturb.features import Features
-from ...perturb.goals import Leave, Reach, Surely, as_logits
+from ...perturb.goals import Goal, Leave, Reach, Surely, Whose, as_logits
 from ..schema import FeatureSchema
 
 Floats = npt.NDArray[np.float64]
@@ -238,9 +238,18 @@ class Case:
         return told(self.f.value(self.z, self.rows))
 
     @cached_property
+    def goal(self) -> tuple[Goal, Tensor]:
+        """The goal as its user names it, and which of its examples each counterfactual belongs to [R]."""
+        assert isinstance(self.f.of, Goal)
+        goal, rows = self.f.of.plain, self.rows
+        while isinstance(goal, Whose):
+            rows, goal = goal.rows[rows], goal.goal
+        return goal, rows
+
+    @cached_property
     def classes(self) -> bool:
         """Whether the goal is about the class with the largest output."""
-        return isinstance(self.f.of, Leave | Reach | Surely)
+        return isinstance(self.goal[0], Leave | Reach | Surely)
 
     def logits(self, z: Tensor, rows: Tensor) -> Tensor:
         """The model's class scores [n, K]."""
@@ -254,9 +263,9 @@ class Case:
     @cached_property
     def target(self) -> Tensor:
         """The class that each is meant for [R]: the one to be reached, or the likeliest beside the one to be left."""
-        goal = self.f.of
+        goal, rows = self.goal
         assert isinstance(goal, Leave | Reach | Surely)
-        y, leave = goal.y[self.rows].cpu(), goal.leave if isinstance(goal, Surely) else isinstance(goal, Leave)
+        y, leave = goal.y[rows].cpu(), goal.leave if isinstance(goal, Surely) else isinstance(goal, Leave)
         return self.scores.scatter(1, y[:, None], -torch.inf).argmax(1) if leave else y
 
     @cached_property
@@ -295,9 +304,10 @@ class Case:
             if by_model or known is None:
                 known = as_logits(self.answers, rows).argmax(1).cpu()
             return self.target[:, None] == known[None]
-        goal, n = self.f.of, len(self.answers)
-        each = [goal.value(self.answers, self.rows.new_full((n,), int(i))) > 0 for i in self.rows.unique()]
-        return torch.stack(each).cpu()[self.rows.unique(return_inverse=True)[1].cpu()]
+        goal, rows = self.goal
+        every, which = rows.unique(return_inverse=True)
+        each = [goal.value(self.answers, i.expand(len(self.answers))) > 0 for i in every]
+        return torch.stack(each).cpu()[which.cpu()]
 
     def sides(self, alike: Tensor) -> Iterator[tuple[Floats, Floats, Tensor]]:
         """Counterfactuals that are meant for the same rows of the data: both, as scaled, and which they are."""
@@ -329,10 +339,11 @@ class Case:
         """With Gaussian noise around the counterfactuals: margins [R, S], and probabilities of the target [R, S]."""
         assert self.sigma is not None
         noise, everything = Noise(self.seed, "shaken", identities(self.z)), self.f.to(of=Everything())
+        goal, rows = self.goal
         margins, probabilities = [], []
         for shake in normals(noise, self.z.shape[1], self.draws, self.z):
             out = everything.value(self.z + self.sigma * shake, self.rows)
-            margins.append(told(self.f.of.value(out, self.rows)))
+            margins.append(told(goal.value(out, rows)))
             if self.classes:
                 probabilities.append(chance(told(as_logits(out, self.rows)), self.target))
         return torch.stack(margins, 1), torch.stack(probabilities, 1) if self.classes else None

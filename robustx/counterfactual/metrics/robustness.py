@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...engine.randomness import Noise, identities
-from ...perturb.goals import Leave, Reach
+from ...perturb.goals import Goal, Leave, Reach, Whose
 from .case import Case, told
 
 
@@ -35,10 +35,8 @@ def invalidation_linear(case: Case) -> Tensor:
     """
     from scipy.special import ndtr  # torch's is 0 in the far tail
 
-    goal = case.f.of
-    f = case.f.to(of=replace(goal, loss="margin")) if isinstance(goal, Leave | Reach) else case.f
-    margin, g = f.grad(case.z, case.rows)
-    assert case.sigma is not None
+    assert case.sigma is not None and isinstance(case.f.of, Goal)
+    margin, g = case.f.to(of=_by_margin(case.f.of.plain)).grad(case.z, case.rows)
     spread = told(case.sigma * g).square().sum(1).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     return torch.from_numpy(ndtr((-told(margin) / spread).numpy()))
 
@@ -67,6 +65,13 @@ def lipschitz(case: Case) -> Tensor:
     """:func:`set_distance` over the length of the noise; of one counterfactual ``|CF(x) - CF(x + e)| / |e|``."""
     apart, length = _moved(case)
     return apart / length
+
+
+def _by_margin(goal: Goal) -> Goal:
+    """The same goal, whose pull is its margin."""
+    if isinstance(goal, Whose):
+        return replace(goal, goal=_by_margin(goal.goal))
+    return replace(goal, loss="margin") if isinstance(goal, Leave | Reach) else goal
 
 
 def _elsewhere(case: Case) -> Tensor:
