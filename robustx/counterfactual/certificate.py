@@ -11,6 +11,7 @@ from torch import Tensor
 from ..engine.checks import ArgumentError, whole
 from ..engine.guard import untouched
 from ..perturb.references import Filling, named
+from .naming import movable_of
 from .pairs import Pairs, always
 
 Level = Literal["single", "subset", "cardinality"]
@@ -134,10 +135,10 @@ def certify(
     whole("budget", budget, 1)
     pairs = Pairs(forward_func, x, x_cf, **told)
     with untouched(forward_func):
-        return _certify(pairs, level, reference, pairs.numbers(immutable), budget)
+        return _certify(pairs, level, reference, immutable, budget)
 
 
-def _certify(pairs: Pairs, level: Level, reference: Any, fixed: list[int], budget: int) -> Certificate:
+def _certify(pairs: Pairs, level: Level, reference: Any, immutable: Any, budget: int) -> Certificate:
     changed, k, start = pairs.changed, pairs.n_changed, pairs.forwards
     among, domain = changed, "features either as in the input or as in the counterfactual"
     if reference is not None:
@@ -148,8 +149,7 @@ def _certify(pairs: Pairs, level: Level, reference: Any, fixed: list[int], budge
                 "level 'cardinality' is about all features that may change: give the reference that they give way to; "
                 "where they move freely, only one change, or an exact solver, proves that there are no fewer"
             )
-        among = torch.ones_like(changed)
-        among[:, fixed] = False
+        among = movable_of(pairs.features, pairs.names, immutable, changed)
         if (changed & ~among).any():
             raise ArgumentError("immutable names a feature that differs between x and x_cf")
     needless = pairs.valid & (k > 0) & (pairs.before > pairs.by)  # the input itself works

@@ -30,6 +30,7 @@ from .domain import Domain, Move, Replace
 from .exact import exact
 from .guided import guided
 from .known import Known
+from .naming import movable_of, names_of
 from .plausible import Plausible, Wanted, within
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
 from .robust import Ensemble, Robust
@@ -233,7 +234,7 @@ class CounterfactualExplainer:
             for again in range(whole("n", n, 1)):
                 task = Task(
                     domain,
-                    _movable(f, features, told, immutable),
+                    movable_of(features, told, immutable, f.everyone),
                     whole("budget", self.budget, 1),
                     Noise(self.seed, "counterfactual", identities(*f.inputs), restart=again),
                     few,
@@ -334,11 +335,7 @@ class CounterfactualExplainer:
                     f"{', '.join(str(tuple(t.shape)) for t in f.inputs)}; use schema.encode(table)"
                 )
         features = from_masks(mask, f.inputs, inputs)
-        if names is None:
-            return features, tuple(f"feature {i}" for i in features.known.tolist())
-        if len(names) != features.count:
-            raise ArgumentError(f"names must name each of the {features.count} features, got {len(names)}")
-        return features, tuple(names)
+        return features, names_of(features, names)
 
     def _domain(self, f: Probe, features: Partition) -> Domain:
         _, norm = DISTANCES[self.distance]
@@ -358,18 +355,6 @@ class CounterfactualExplainer:
 
 def _several(given: Any) -> tuple[Any, ...]:
     return tuple(given) if isinstance(given, tuple | list) else (given,)
-
-
-def _movable(f: Probe, features: Partition, names: Sequence[str], immutable: Iterable[int | str] | int | str) -> Tensor:
-    ids = features.known.tolist()
-    ones = torch.ones(f.examples, features.size, device=f.device)
-    movable = features.gather(ones, f.everyone) > 0
-    for one in [immutable] if isinstance(immutable, str | int) else immutable:
-        known: list[Any] = list(names) if isinstance(one, str) else ids
-        if one not in known:
-            raise ArgumentError(f"immutable names {one!r}, which is no feature; known are {_some(known)}")
-        movable[:, known.index(one)] = False
-    return movable
 
 
 def _status(best: Best, margin: Tensor, there: Tensor, ended: bool) -> tuple[str, ...]:
@@ -393,7 +378,3 @@ def _proofs(best: Best, margin: Tensor, irreducible: Tensor) -> tuple[str, ...]:
 
 def _brief(value: Any) -> str:
     return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def _some(known: Sequence[Any]) -> str:
-    return ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")

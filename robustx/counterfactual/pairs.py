@@ -1,6 +1,6 @@
 """Counterfactuals of any origin: what of them is needed, and how near they can come."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import lru_cache, partial
 from itertools import combinations
@@ -16,12 +16,13 @@ from ..engine.checks import ArgumentError, at_least
 from ..engine.guard import guarded, ordinary
 from ..engine.packing import Tensors, flat
 from ..engine.probe import Door, Probe, by_name
-from ..perturb.features import Partition, from_masks
+from ..perturb.features import from_masks
 from ..perturb.gates import Gates, gated
 from ..perturb.norms import Norm, norm_of
 from ..perturb.references import Reference
 from .aims import aimed
 from .domain import Graded, Move
+from .naming import names_of
 from .schema import FeatureSchema
 from .table import Table
 
@@ -96,7 +97,7 @@ class Pairs:
         after = _shaped_like(x_cf, self._door)
         mask = feature_mask if schema is None else schema.feature_mask
         self.features = from_masks(mask, f.inputs, self._door.names)
-        self.names = _names(self.features, names if schema is None else schema.names)
+        self.names = names_of(self.features, names if schema is None else schema.names)
         there = torch.stack([flat(t).isfinite().all(1) for t in after]).all(0)
         self._given = there
         self._aim(f, target, min_prob)
@@ -149,20 +150,6 @@ class Pairs:
         few = self.n_changed[self.valid].double()
         told = f"; {few.mean():.2f} of {len(self.names)} features differ on average" if len(few) else ""
         return f"Pairs({len(few)} of {len(self)} valid{told})"
-
-    def numbers(self, named: Iterable[int | str] | int | str) -> list[int]:
-        """The places of some features, which are named or told by their ids.
-
-        Raises:
-            ArgumentError: there is no such feature.
-        """
-        ids, found = self.features.known.tolist(), []
-        for one in [named] if isinstance(named, str | int) else named:
-            known: list[Any] = list(self.names) if isinstance(one, str) else ids
-            if one not in known:
-                raise ArgumentError(f"{one!r} is no feature; known are {', '.join(map(repr, known[:12]))}")
-            found.append(known.index(one))
-        return found
 
     @guarded
     def prune(self, budget: int = 512) -> Self:
@@ -344,14 +331,6 @@ def _settled(after: Tensor, before: Tensor, tolerance: float, there: Tensor) -> 
 def _rows(flags: Tensor, like: Tensor) -> Tensor:
     """[B] as it broadcasts to tensors [B, ...]."""
     return flags.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _names(features: Partition, names: Sequence[str] | None) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"feature {i}" for i in features.known.tolist())
-    if len(names) != features.count:
-        raise ArgumentError(f"names must name each of the {features.count} features, got {len(names)}")
-    return tuple(names)
 
 
 def _set(count: int, members: Tensor) -> Tensor:
