@@ -18,7 +18,8 @@ def guided(task: Task) -> None:
     Attributions towards what the domain allows rank the features; the leading ones are tried together, few or
     many, for all rankings in one batch; what can be taken back is taken back. Then smaller sets are tried and others
     of the same size: all of them while there are at most ``budget``, else those of which attributions promise most.
-    At last values go back as far as the goal stays reached, also for sets with one feature exchanged.
+    Where features give way whole, sets are grown as well, one feature after the other. At last values go back as far as
+    the goal stays reached, also for sets with one feature exchanged.
     """
     domain, best, todo = task.domain, task.best, task.todo
     if not len(todo):
@@ -28,7 +29,9 @@ def guided(task: Task) -> None:
     _leading(task, todo, clear)
     drop(task)
     _others(task, todo, clear)
-    if not domain.whole:
+    if domain.whole:
+        _climb(task, todo[(best.count > best.fewest)[todo]])
+    else:
         _exchange(task, todo, hopes)
     while True:
         refine(task, best.found.nonzero().squeeze(1))
@@ -36,15 +39,17 @@ def guided(task: Task) -> None:
             return
 
 
-def attempt(task: Task, rows: Tensor, sets: Tensor) -> None:
-    """Tries some sets [N, F] of the examples ``rows`` [N]."""
+def attempt(task: Task, rows: Tensor, sets: Tensor) -> Tensor:
+    """Tries some sets [N, F] of the examples ``rows`` [N]; the margin of each, -inf where it must be kept clear of."""
     domain, best = task.domain, task.best
-    clear = best.clear(rows, sets)
-    rows, sets = rows[clear], sets[clear]
+    margin = torch.full_like(best.margin[rows], -torch.inf)
     size = max(1, 2**24 // max(domain.home.shape[1], 1))  # rows of points held at once
-    for r, s in zip(rows.split(size), sets.split(size), strict=True):
+    for some in best.clear(rows, sets).nonzero().squeeze(1).split(size):
+        r, s = rows[some], sets[some]
         found = domain.attempt(r, s, domain.back(best.z[r], r, ~s))
         best.offer(r, task.at(found.z, r, found.margin))
+        margin[some] = found.margin.to(margin)
+    return margin
 
 
 def _leading(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
@@ -126,6 +131,34 @@ def _others(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
         best.fewest[todo] = torch.where(best.found, torch.minimum(proved, best.count), proved)[todo]
     else:
         best.fewest[todo] = 1
+
+
+def _climb(task: Task, rows: Tensor) -> None:
+    """Adds one feature after the other to the strongest sets of each example, until the goal is reached.
+
+    Where the effects of features depend on one another, no ranking leads to sets that such a beam finds.
+    """
+    movable, best = task.movable, task.best
+    count = movable.shape[1]
+    if count > task.budget:  # not even all features may be tried side by side
+        return
+    width = max(1, task.budget // (4 * count))
+    who, sets = rows, torch.zeros_like(movable[rows])
+    for size in range(1, (count if task.most is None else task.most) + 1):
+        left = best.count[who] > size
+        who, sets = who[left], sets[left]
+        parent, feature = (movable[who] & ~sets).nonzero(as_tuple=True)
+        if not len(parent):
+            break
+        grown = sets[parent].scatter(1, feature[:, None], True)
+        once = torch.cat([who[parent, None], grown.to(who)], 1).unique(dim=0)  # two sets may grow into the same one
+        who, sets = once[:, 0], once[:, 1:] > 0
+        order = attempt(task, who, sets).nan_to_num(-torch.inf).argsort(descending=True, stable=True)
+        order = order[who[order].argsort(stable=True)]
+        of_each = who.bincount(minlength=len(best))
+        place = torch.arange(len(who), device=who.device) - (of_each.cumsum(0) - of_each)[who[order]]
+        who, sets = who[order[place < width]], sets[order[place < width]]
+    drop(task)
 
 
 def _every(rows: Tensor, movable: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
