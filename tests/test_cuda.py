@@ -1,5 +1,6 @@
 """What holds on the CPU holds on a GPU: same answers, same starts, nothing left behind, memory within its budget."""
 
+import pandas as pd
 import pytest
 import torch
 from attribution_cases import CASES, Net, Pair, inputs_of, parts
@@ -7,7 +8,7 @@ from torch import nn
 
 from robustx.attacks import ATTACKS, PGD, MinParamPerturbation, make
 from robustx.attribution import IntegratedGradients, LayerIntegratedGradients
-from robustx.counterfactual import CounterfactualExplainer
+from robustx.counterfactual import CounterfactualExplainer, evaluate
 from robustx.engine import Noise, identities
 
 pytestmark = pytest.mark.gpu
@@ -75,6 +76,18 @@ def test_counterfactuals_agree_with_the_cpu():
     )
     assert torch.equal(there.changed.cpu(), here.changed)
     assert there.proved == here.proved
+
+
+def test_measures_of_counterfactuals_agree_with_the_cpu():
+    def told(device):
+        x = batch(device)
+        x_cf = torch.stack([x.flip(0), 1 - x.roll(1, 3)], 1)
+        x_cf[4, 1] = torch.nan
+        repair = {**{c: lambda x, c=c: x * c / 9 for c in range(5)}, "all": lambda x: x}
+        others = {"autoencoders": repair, "ensemble": [lambda x: x.flatten(1)[:, :5]]}
+        return evaluate(cnn(device), x, x_cf, data=1 - x, sigma=0.1, draws=5, method=lambda x: 1 - x, **others)
+
+    pd.testing.assert_frame_equal(told("cuda"), told("cpu"), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
