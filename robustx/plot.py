@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -19,6 +23,8 @@ ACROSS = 10
 TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}  # how figures are saved
 BENEATH: dict[str, Any] = {"location": "bottom", "shrink": 0.9, "aspect": 12, "format": "%.2g", "panchor": False}
 SIGNED = "RdBu_r"  # red adds, blue takes away, white is nothing
+RED, BLUE = "#b2182b", "#2166ac"
+WIDE = 40  # characters in a line of a label
 
 
 def contact_sheet(
@@ -37,7 +43,7 @@ def contact_sheet(
     shown: Any = None
     for i in range(n):
         column = grid[i // ACROSS * 4 : i // ACROSS * 4 + 3, i % ACROSS]
-        column[0].set_title(captions[i], fontsize=9, color="#b2182b" if found[i] else "0.45")
+        column[0].set_title(captions[i], fontsize=9, color=RED if found[i] else "0.45")
         draw_image(column[0], before[i], bounds)
         draw_image(column[1], after[i], bounds)
         shown = draw_signed(column[2], change[i].mean(0), most)
@@ -177,7 +183,7 @@ def ranked_bars(names: Sequence[str], values: Sequence[float], title: str, label
     """Named numbers as horizontal bars, the first on top; red adds, blue takes away."""
     figure = Figure(figsize=(8, 1.4 + 0.3 * len(names)), dpi=110, layout="constrained")
     axes = figure.subplots()
-    colours = ["#b2182b" if v > 0 else "#2166ac" for v in values]
+    colours = [RED if v > 0 else BLUE for v in values]
     axes.barh(range(len(names)), values, height=0.7, color=colours)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_yticks(range(len(names)), names, fontsize=9)
@@ -188,6 +194,138 @@ def ranked_bars(names: Sequence[str], values: Sequence[float], title: str, label
     axes.tick_params(axis="y", length=0)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def waterfall(names: Sequence[str], values: Sequence[float], start: float, title: str, label: str) -> Figure:
+    """From a number below zero to one above it, step by step: the first one on top, each from where the last one ended.
+
+    Args:
+        names: of the steps; long ones are wrapped.
+        values: what each adds; red adds, blue takes away.
+        start: where it begins.
+        label: what is counted.
+    """
+    told = ["before", *map(_wrapped, names), "after"]
+    lines = [t.count("\n") + 1 for t in told]
+    middles = np.cumsum([0.5 * (a + b) + 0.9 for a, b in zip([0, *lines], [*lines, 0], strict=True)])[: len(lines)]
+    figure = Figure(figsize=(8, 1.5 + 0.155 * float(middles[-1])), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    ends = start + np.concatenate([[0.0], np.cumsum(values)])
+    spread = float(max(ends.max(), 0) - min(ends.min(), 0)) or 1.0
+    bars = [(start, 0.0), *zip(values, ends[:-1], strict=True), (float(ends[-1]), 0.0)]
+    for i, (width, left) in enumerate(bars):
+        step = 0 < i <= len(values)
+        colour = (RED if width > 0 else BLUE) if step else "0.6"
+        axes.barh(middles[i], width, left=left, height=1.1, color=colour)
+        right = width > 0 or (width == 0 and left >= 0)
+        shown = f"{width:+.3g}" if step else f"{width:.3g}"
+        place = (left + width + (0.012 if right else -0.012) * spread, middles[i])
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the line at zero may pass there
+        axes.text(*place, shown, ha="left" if right else "right", va="center", fontsize=9, color="0.1", bbox=behind)
+        if i < len(bars) - 1:
+            end = left + width
+            axes.plot([end, end], [middles[i] + 0.55, middles[i + 1] - 0.55], color="0.6", linewidth=0.8)
+    axes.axvline(0, color="0.2", linewidth=1.0, zorder=0)
+    axes.set_xlim(min(ends.min(), 0) - 0.13 * spread, max(ends.max(), 0) + 0.13 * spread)
+    axes.set_ylim(float(middles[-1]) + 1.1, float(middles[0]) - 1.1)
+    axes.set_yticks(middles, told, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label, fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(_wrapped(title, 80), fontsize=11)
+    return figure
+
+
+def words_table(
+    blocks: Sequence[Sequence[Sequence[str]]], heads: Sequence[str], title: str, notes: Sequence[str]
+) -> Figure:
+    """Cells of words in columns, in blocks of rows with a note beneath each; the last column holds signed numbers."""
+    blocks = [[[_wrapped(cell) for cell in row] for row in block] for block in blocks]
+    columns = zip(*(heads, *(row for block in blocks for row in block)), strict=True)
+    widths = np.array([max(map(_inches, column)) + 0.3 for column in columns])
+    widths[-2] += max(0.0, 5.0 - float(widths.sum()))
+    edges = 0.2 + np.concatenate([[0.0], np.cumsum(widths)])
+    width = float(edges[-1]) + 0.1
+    rows: list[tuple[Sequence[str], str]] = [(heads, "head")]
+    for block, note in zip(blocks, notes, strict=True):
+        rows += [*((row, "row") for row in block), ([_wrapped(note, int(13 * width))], "note")]
+    heights = [0.1 + 0.15 * max(cell.count("\n") + 1 for cell in row) for row, _ in rows]
+    title = _wrapped(title, int(11 * width))
+    above = 0.25 + 0.2 * (1 + title.count("\n"))
+    height = above + sum(heights) + 0.1
+    figure = Figure(figsize=(width, height), dpi=110)
+    y = height - above
+    for (row, kind), tall in zip(rows, heights, strict=True):
+        colour, style = {"head": ("0.4", "normal"), "row": ("0.1", "normal"), "note": ("0.35", "italic")}[kind]
+        for j, cell in enumerate(row):
+            last = j == len(heads) - 1
+            x, align = (edges[-1] - 0.1, "right") if last else (edges[j], "left")
+            if last and kind == "row":
+                colour = BLUE if cell.startswith("-") else RED
+            place = (x / width, (y - tall / 2) / height)
+            figure.text(*place, cell, ha=align, va="center", fontsize=9, color=colour, style=style)
+        y -= tall
+        if kind != "row":
+            line = ([0.2 / width, 1 - 0.2 / width], [y / height] * 2)
+            figure.add_artist(Line2D(*line, color="0.6" if kind == "head" else "0.85", linewidth=0.8))
+    figure.suptitle(title, fontsize=11, x=0.2 / width, ha="left", y=1 - 0.12 / height, va="top")
+    return figure
+
+
+def ways(straight: Sequence[float], walk: Sequence[float], names: Sequence[str], title: str, label: str) -> Figure:
+    """How a number moves along the straight way to a point, and along a walk of single steps to the same point.
+
+    Args:
+        straight: at equal distances from the beginning to the end; none, where there is nothing between.
+        walk: before the first step and behind each, from above downwards.
+        names: of the steps; long ones are wrapped.
+        label: what is shown.
+    """
+    told = ["before", *(_wrapped(f"+ {n}") for n in names)]
+    figure = Figure(figsize=(8, 1.7 + 0.34 * len(told)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color="0.2", linewidth=1.0)
+    if len(straight):
+        at = np.linspace(0, len(names), len(straight))
+        axes.plot(straight, at, color="0.45", linewidth=1.6, label="all together, straight")
+    axes.plot(walk, range(len(walk)), color=RED, marker="o", markersize=4, linewidth=1.2, label="one after the other")
+    axes.set_yticks(range(len(told)), told, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel(label, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(_wrapped(title, 80), fontsize=11)
+    return figure
+
+
+def front(points: Mapping[str, Sequence[tuple[float, float]]], title: str, across: str, label: str) -> Figure:
+    """Pairs of numbers of which both should be small, one colour for each name; those that nothing beats are joined."""
+    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name, pairs in points.items():
+        told = sorted(pairs)
+        best = [p for i, p in enumerate(told) if all(p[1] < q[1] for q in told[:i])]
+        (line,) = axes.plot(*zip(*best, strict=True), drawstyle="steps-post", linewidth=1.2, label=name)
+        axes.plot(*zip(*told, strict=True), "o", color=line.get_color(), markersize=5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(label, fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(points) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(_wrapped(title, 80), fontsize=11)
+    return figure
+
+
+def _wrapped(text: str, width: int = WIDE) -> str:
+    return "\n".join(wrap(text, width)) or text
+
+
+def _inches(text: str) -> float:
+    """How wide a cell is; its longest line."""
+    paths = [TextPath((0, 0), line, size=9) for line in text.split("\n") if line.strip()]
+    return max([0.0, *(float(p.get_extents().width) / 72 for p in paths)])
 
 
 def draw_image(axes: Axes, image: Tensor, bounds: Bounds, alpha: float = 1.0) -> None:

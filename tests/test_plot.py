@@ -5,14 +5,19 @@ import io
 import pytest
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.text import Text
 
 from robustx.plot import (
     attribution_maps,
     contact_sheet,
+    front,
     image_attribution,
     image_counterfactual,
     image_counterfactuals,
     ranked_bars,
+    waterfall,
+    ways,
+    words_table,
 )
 
 torch.manual_seed(0)
@@ -105,3 +110,54 @@ def test_counterfactuals_outline_what_changed_and_nothing_else():
 def test_figures_can_be_written(figure):
     figure.savefig(file := io.BytesIO(), format="png")
     assert file.getvalue()[:4] == b"\x89PNG"
+
+
+LONG = "a rather long name of what stands in column {} of this table: 1,000 → 1,500 EUR"
+
+
+def steps(n):
+    values = [2.5 * (-1) ** (k % 3 == 2) / (k + 1) for k in range(n)]
+    return [LONG.format(k) if k % 2 else f"x{k}" for k in range(n)], values
+
+
+def picture(kind, n):
+    names, values = steps(n)
+    if kind == "waterfall":
+        return waterfall(names, values, -1.5, LONG, "margin")
+    if kind == "ways":
+        walk = [-1.5 + sum(values[:k]) for k in range(n + 1)]
+        return ways([-1.5, walk[-1]], walk, names, LONG, "margin")
+    rows = [[name, "part time → self-employed", f"{v:+.3g}"] for name, v in zip(names, values, strict=True)]
+    return words_table([rows, rows[:1]], ["feature", "change", "margin won"], LONG, [LONG * 3, "short"])
+
+
+@pytest.mark.parametrize("n", [0, 1, 12])
+@pytest.mark.parametrize("kind", ["waterfall", "table", "ways"])
+def test_words_are_neither_cut_off_nor_written_over_one_another(kind, n):
+    figure = picture(kind, n)
+    figure.savefig(io.BytesIO(), format="png")
+    page = figure.bbox
+    numbers = [t for axes in figure.axes for t in axes.get_xticklabels()]  # some of them beyond the ends
+    texts = [t for t in figure.findobj(Text) if t.get_text().strip() and t not in numbers]
+    boxes = [t.get_window_extent() for t in texts]
+    for text, box in zip(texts, boxes, strict=True):
+        assert page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1, text.get_text()
+        assert page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1, text.get_text()
+    for i, a in enumerate(boxes):
+        for j, b in enumerate(boxes[:i]):
+            apart = min(a.x1, b.x1) - max(a.x0, b.x0) < 2 or min(a.y1, b.y1) - max(a.y0, b.y0) < 2
+            assert apart, (texts[i].get_text(), texts[j].get_text())
+
+
+def test_a_waterfall_goes_on_where_it_was():
+    first, up, down, last = waterfall(["more", "less"], [3.0, -1.0], -1.5, "title", "label").axes[0].patches
+    assert [(b.get_x(), b.get_width()) for b in (first, up, down, last)] == [(0, -1.5), (-1.5, 3), (1.5, -1), (0, 0.5)]
+    assert up.get_facecolor()[0] > up.get_facecolor()[2] and down.get_facecolor()[2] > down.get_facecolor()[0]
+
+
+def test_a_front_joins_what_nothing_beats():
+    axes = front({"a": [(3, 1.0), (1, 4.0), (2, 4.0), (2, 2.0)], "b": [(1, 1.0)]}, "title", "few", "near").axes[0]
+    joined, every, *_ = axes.lines
+    assert list(zip(*joined.get_data(), strict=True)) == [(1, 4), (2, 2), (3, 1)]
+    assert len(every.get_xdata()) == 4
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]

@@ -9,15 +9,24 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ..engine.checks import optional
+from ..engine.checks import ArgumentError, optional
 from ..engine.guard import untouched
 from ..engine.packing import finest
 from ..engine.probe import Door, Probe
+from ..engine.sites import Input
 from ..perturb.features import Partition
+from ..perturb.goals import Goal, Whose
+from ..perturb.norms import Norm
+from . import drawing
+from .certificate import Certificate, Level, certify
+from .explain import ChangeExplanation, Method, explain_change
+from .pairs import Pairs
 from .schema import FeatureSchema
+from .words import Step
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 VALID, ALREADY, NOT_FOUND, INFEASIBLE, TIME = "valid", "already valid", "not found", "infeasible", "out of time"
 
@@ -115,9 +124,20 @@ class CounterfactualResult:
 
     def why(self, example: int) -> list[tuple[str, float]]:
         """The changed features of one example and what each did, the most helpful first."""
+        return [(s.feature, s.contribution) for s in self.steps(example)]
+
+    def steps(self, example: int) -> list[Step]:
+        """What becomes of each changed feature of one example, the most helpful first.
+
+        Values are those of the table in its own units where there is a schema, else the mean of the feature's elements.
+        """
         which = self.changed[example].nonzero().squeeze(1).tolist()
-        told = [(self.names[i], float(self.contributions[example, i])) for i in which]
-        return sorted(told, key=lambda t: -t[1])
+        return sorted((self._step(example, i) for i in which), key=lambda s: -s.contribution)
+
+    def _step(self, example: int, feature: int) -> Step:
+        before, after = (v[example][feature] for v in self._values)
+        unit = "" if self.schema is None else self.schema.features[feature].unit
+        return Step(self.names[feature], before, after, unit, float(self.contributions[example, feature]))
 
     def message(self, example: int) -> str:
         """In words what became of one example: what changes, or how near the search came and what is in the way."""
@@ -125,12 +145,19 @@ class CounterfactualResult:
         if status == ALREADY:
             return f"already valid by {float(self.margin[example]):.4g}: nothing has to change"
         if status == VALID:
-            return f"valid with {int(self.n_changed[example])} changes: {', '.join(n for n, _ in self.why(example))}"
+            return f"valid with {', '.join(s.words for s in self.steps(example))}"
         held = [self.names[i] for i in self.binding[example].nonzero().squeeze(1).tolist()]
         ends = f"; at the end of what is allowed: {', '.join(held)}" if held else ""
         if status == INFEASIBLE:
             return f"infeasible: no allowed change reaches the goal, which is proved{ends}"
         return f"{status}: the nearest try was {short:.4g} short{ends}"
+
+    def summary(self, example: int) -> str:
+        """A few words about one example: how many of the features change, and what is proved of them."""
+        if self.status[example] != VALID:
+            return self.message(example)
+        n = int(self.n_changed[example])
+        return f"{n} of {len(self.names)} features change{'s' if n == 1 else ''}; proved: {self.proved[example]}"
 
     def verify(self, forward_func: Callable[..., Any] | None = None) -> Tensor:
         """Whether each counterfactual reaches the goal, asked from scratch and one row at a time [B].
@@ -163,16 +190,88 @@ class CounterfactualResult:
         frame: Callable[..., pd.DataFrame] = optional("pandas", "tables").DataFrame
         told: list[tuple[Any, ...]] = []
         for rank, result in enumerate((self, *self.alternatives)):
-            before, after = result._values
             shown = result.changed if only_changes else torch.ones_like(result.changed)
-            for i, j in shown.nonzero().tolist():
-                unit = "" if self.schema is None else self.schema.features[j].unit
-                told.append(
-                    (i, rank, self.names[j], before[i][j], after[i][j], unit, float(result.contributions[i, j]))
-                )
+            told += [(i, rank, *result._step(i, j)) for i, j in shown.nonzero().tolist()]
         return frame(told, columns=["example", "rank", "feature", "before", "after", "unit", "contribution"])
 
     @property
+    def pairs(self) -> Pairs:
+        """Inputs and counterfactuals as those of any origin: what of them is needed, and how near they can come."""
+        return Pairs(**self._asked)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What functions of counterfactuals of any origin are told: the question, once more."""
+        f, rows = self.probe, self.rows
+        assert isinstance(f.of, Goal)
+
+        def follow(v: Any) -> Any:
+            return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == f.examples else v
+
+        ids = self.features.ids if self.features.shared else self.features.ids[rows]
+        own: dict[str, Any] = {"feature_mask": f.to(at=Input()).packing.split(ids.reshape(-1, self.features.size))}
+        return {
+            "forward_func": f.model,
+            "x": self.inputs,
+            "x_cf": self.counterfactual,
+            "target": f.of if torch.equal(rows, f.everyone) else Whose(rows, f.of),
+            "additional_forward_args": tuple(map(follow, f.args)) or None,
+            "additional_forward_kwargs": {k: follow(v) for k, v in f.kwargs.items()},
+        } | (own | {"names": self.names} if self.schema is None else {"schema": self.schema})
+
+    def prune(self, budget: int = 512) -> Pairs:
+        """Without the changes that are not needed, see :func:`prune`."""
+        return self.pairs.prune(budget)
+
+    def refine(self, norm: str | Norm = "L1") -> Pairs:
+        """Drawn nearer without another feature changing, see :func:`refine`."""
+        return self.pairs.refine(norm)
+
+    def certify(self, level: Level = "single", *, reference: Any = None, **told: Any) -> Certificate:
+        """What can be proved of the changes by trying sets of them, see :func:`certify`."""
+        return certify(level=level, reference=reference, **self._asked, **told)
+
+    def explain(self, method: Method = "auto", **told: Any) -> ChangeExplanation:
+        """What each change does to the margin, by Shapley values or on the way, see :func:`explain_change`."""
+        return explain_change(method=method, **self._asked, **told)
+
+    def plot(
+        self,
+        kind: drawing.Kind | None = None,
+        example: int | Sequence[int] = 0,
+        *,
+        title: str | None = None,
+        classes: Sequence[str] = (),
+        bounds: Any = None,
+    ) -> "Figure":
+        """A picture as a matplotlib figure; save it with ``figure.savefig(path, bbox_inches="tight")``.
+
+        Args:
+            kind: ``"table"``: what changes, in the user's units, alternatives beneath; ``"waterfall"``: from the margin
+                before to that after, change by change; ``"image"``: before, after, change, and what each region did;
+                ``"path"``: the margin on the straight way there and on the walk of single changes; ``"pareto"``: how
+                many features change against the cost. None: images as images, else what shows most.
+            example: which one; for ``"image"`` also several, one a row.
+            title: above the picture.
+            classes: of images, what the classes are called.
+            bounds: of images, (lowest, highest) value; None: 0 and 1, or those that occur.
+
+        Raises:
+            ArgumentError: there is no such kind, no such example, or the inputs are no images.
+        """
+        some = [example] if isinstance(example, int) else list(example)
+        if not some or not all(-len(self) <= i < len(self) for i in some):
+            raise ArgumentError(f"example must be from 0 to {len(self) - 1}, got {example!r}")
+        kind = drawing.usual(self, some[0]) if kind is None else kind
+        if kind == "image":
+            return drawing.image(self, some, title, classes, bounds)
+        if kind not in drawing.DRAWN:
+            raise ArgumentError(f"kind must be one of {', '.join(map(repr, (*drawing.DRAWN, 'image')))}, got {kind!r}")
+        if len(some) > 1:
+            raise ArgumentError(f"kind={kind!r} shows one example, got {len(some)}; kind='image' takes several")
+        return drawing.DRAWN[kind](self, some[0], title)
+
+    @cached_property
     def _values(self) -> tuple[list[list[Any]], list[list[Any]]]:
         """What each feature was and is [B][F]."""
         if self.schema is not None:

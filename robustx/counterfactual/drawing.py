@@ -1,0 +1,146 @@
+"""Pictures of counterfactuals: what changed, what each change did, and the way there."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ..engine.checks import ArgumentError
+from ..engine.packing import finest
+from ..engine.probe import Door
+from ..engine.scores import Everything
+from ..perturb.gates import gated
+from ..perturb.goals import Goal, Leave, Reach, Surely, as_logits
+from .words import PROVED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .result import CounterfactualResult
+
+Kind = Literal["table", "waterfall", "image", "path", "pareto"]
+POINTS = 65  # of a straight way
+
+
+def usual(result: "CounterfactualResult", example: int) -> Kind:
+    """The picture that shows most of an example."""
+    if _picture(result):
+        return "image"
+    return "waterfall" if result.valid[example] and not result.alternatives else "table"
+
+
+def table(result: "CounterfactualResult", example: int, title: str | None) -> "Figure":
+    """What changes, in the user's units, and what became of the example; its alternatives beneath."""
+    from ..plot import words_table
+
+    blocks, notes = [], []
+    for one in (result, *result.alternatives):
+        steps = one.steps(example)
+        blocks.append([[s.feature, s.arrow, f"{s.contribution:+.3g}"] for s in steps])
+        notes.append(_note(one, example))
+    return words_table(blocks, ["feature", "change", "margin won"], title or result.summary(example), notes)
+
+
+def waterfall(result: "CounterfactualResult", example: int, title: str | None) -> "Figure":
+    """From the margin at the input to that at the counterfactual, one change after the other."""
+    from ..plot import waterfall as drawn
+
+    steps = result.steps(example)
+    names = [f"{s.feature}: {s.arrow}" for s in steps]
+    title = title or result.summary(example)
+    return drawn(names, [s.contribution for s in steps], float(result.before[example]), title, MARGIN)
+
+
+def path(result: "CounterfactualResult", example: int, title: str | None) -> "Figure":
+    """The margin on the straight way to the counterfactual, and on the walk of single changes, most helpful first."""
+    from ..plot import ways
+
+    steps = result.steps(example)
+    pairs = result.at([example]).pairs
+    gates = gated(pairs.f, pairs.features, lambda _: pairs.after)
+    home = gates.point
+    order = [result.names.index(s.feature) for s in steps]
+    walk = home.repeat(len(order) + 1, 1)
+    for i, feature in enumerate(order):
+        walk[i + 1 :, feature] = 1
+    straight = walk[:0]
+    if all(t.is_floating_point() for t in pairs.after):
+        straight = torch.linspace(0, 1, POINTS, device=home.device, dtype=home.dtype)[:, None] * pairs.changed
+    z = torch.cat([straight, walk])
+    margins = finest(gates.value(z, torch.zeros(len(z), dtype=torch.long, device=z.device))).tolist()
+    on, behind = margins[: len(straight)], margins[len(straight) :]
+    return ways(on, behind, [s.feature for s in steps], title or result.summary(example), MARGIN)
+
+
+def pareto(result: "CounterfactualResult", example: int, title: str | None) -> "Figure":
+    """How many features change against the cost of it, for an example and its alternatives."""
+    from ..plot import front
+
+    found = [r for r in (result, *result.alternatives) if r.valid[example]]
+    points = [(float(r.n_changed[example]), float(r.cost[example])) for r in found]
+    told = {"counterfactuals": points} if points else {}
+    return front(told, title or result.summary(example), "features that change", "cost of the change")
+
+
+def image(
+    result: "CounterfactualResult", examples: Sequence[int], title: str | None, classes: Sequence[str], bounds: Any
+) -> "Figure":
+    """Before, after, what changed and what each region did, one example a row."""
+    from ..plot import image_counterfactuals
+
+    if not _picture(result):
+        raise ArgumentError(
+            "kind='image' is for images [B, C, H, W] with one or three channels; kind='waterfall' shows any change"
+        )
+    some = result.at(examples)
+    before, after = (Door.open(t).inputs[0] for t in (some.inputs, some.counterfactual))
+    shape = before.shape[1:]
+    shares = some.features.spread(some.contributions, some.rows).reshape(len(some), *shape).mean(1)
+    regions = some.features.labels(len(some), some.rows).reshape(len(some), *shape)[:, 0]
+    if bounds is None:
+        low, high = (float(f(torch.cat([before, after]))) for f in (torch.min, torch.max))
+        bounds = (0, 1) if low >= 0 and high <= 1 else (low, high)
+    title = title or (result.summary(examples[0]) if len(some) == 1 else "what would have to be different")
+    names = [] if len(some) == 1 else [f"example {i}" for i in examples]
+    won = "margin won, in logits" if _of_classes(some) else "margin won"
+    return image_counterfactuals(before, after, shares, regions, bounds, title, _answers(some, classes), names, won)
+
+
+MARGIN = "margin of the goal: above 0 it is reached"
+DRAWN: dict[str, Callable[["CounterfactualResult", int, str | None], "Figure"]] = {
+    "table": table,
+    "waterfall": waterfall,
+    "path": path,
+    "pareto": pareto,
+}
+
+
+def _note(result: "CounterfactualResult", example: int) -> str:
+    if result.proved[example] == "nothing":
+        return result.message(example)
+    before, after = (f"{float(v[example]):.3g}" for v in (result.before, result.margin))
+    return f"{result.proved[example]}: {PROVED[result.proved[example]]}; margin {before} before, {after} after"
+
+
+def _picture(result: "CounterfactualResult") -> bool:
+    inputs = Door.open(result.inputs).inputs
+    return len(inputs) == 1 and inputs[0].ndim == 4 and inputs[0].shape[1] in (1, 3)
+
+
+def _of_classes(result: "CounterfactualResult") -> bool:
+    return isinstance(result.probe.of, Goal) and isinstance(result.probe.of.plain, Leave | Reach | Surely)
+
+
+def _answers(result: "CounterfactualResult", classes: Sequence[str]) -> list[list[str]]:
+    """What the model says of each example before and after: a class and its probability, or how far the goal is."""
+    if not _of_classes(result):
+        both = zip(result.before.tolist(), result.margin.tolist(), strict=True)
+        return [[f"margin {v:.3g}" for v in pair] for pair in both]
+    pairs = result.pairs
+    told: list[list[str]] = []
+    for inputs in (pairs.f.inputs, pairs.after):
+        f = pairs.f.to(of=Everything(), inputs=inputs)
+        most, top = as_logits(f.score, f.everyone).softmax(1).max(1)
+        names = [classes[k] if k < len(classes) else str(k) for k in top.tolist()]
+        told.append([f"{n} ({p:.1%})" for n, p in zip(names, most.tolist(), strict=True)])
+    return [list(pair) for pair in zip(*told, strict=True)]
