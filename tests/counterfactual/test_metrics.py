@@ -726,6 +726,8 @@ def test_black_boxes_have_all_that_needs_no_gradients():
         ({"space": "raw"}, "space 'raw' needs a schema"),
         ({"space": "std", "data": None}, "space 'std' needs data"),
         ({"labels": [0, 1]}, "one class for each row of data, got 2 for 60 rows of data"),
+        ({"labels": torch.zeros(60)}, "labels must hold classes as integers, got torch.float32"),
+        ({"tolerance": -1}, "tolerance must be at least 0, got -1"),
         ({"costs": [1, 2]}, "costs must be one for each of the 5 columns, got 2"),
         ({"sigma": -1}, "sigma must be above 0, got -1"),
         ({"sigma": torch.ones(3)}, "sigma must be a number or of an example's shape"),

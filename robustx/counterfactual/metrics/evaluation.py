@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ...engine.checks import ArgumentError, optional, whole
+from ...engine.checks import ArgumentError, at_least, optional, whole
 from ...engine.guard import untouched
 from ...engine.probe import Door
 from ...perturb.features import features_of
@@ -198,6 +198,7 @@ def evaluate(
     0          1.0  2.0  1.5          1.0
     1          0.0  NaN  NaN          NaN
     """
+    at_least("tolerance", tolerance, 0)
     frame = optional("pandas", "tables")
     chosen = _chosen(metrics)
     with ExitStack() as guards:
@@ -219,7 +220,7 @@ def evaluate(
             features_of(mask, door.inputs, door.names),
             schema=schema,
             data=None if data is None else f.packing.pack(rows_like(door, data)),
-            labels=None if labels is None else torch.as_tensor(labels).long().cpu().reshape(-1),
+            labels=None if labels is None else _classes(labels),
             space=space,
             tolerance=tolerance,
             neighbours=whole("neighbours", neighbours, 1),
@@ -295,6 +296,13 @@ def _check(case: Case) -> None:
     columns = case.f.point.shape[1] if case.schema is None else len(case.schema)
     if case.costs is not None and len(case.costs) != columns:
         raise ArgumentError(f"costs must be one for each of the {columns} columns, got {len(case.costs)}")
+
+
+def _classes(labels: Any) -> Tensor:
+    known = torch.as_tensor(labels).cpu().reshape(-1)
+    if known.is_floating_point() or known.is_complex():
+        raise ArgumentError(f"labels must hold classes as integers, got {known.dtype}")
+    return known.long()
 
 
 def _spread(sigma: float | Tensor, like: Tensor, door: Door) -> Tensor:
