@@ -19,9 +19,9 @@ from .table import Table
 NEAR = 32  # known examples that are tried in the place of an example
 HALVINGS = 12  # of a sphere's radius
 DRAWN = 2**22  # numbers that are drawn at once
-STEPS = 100  # of a descent
+LONG = 8  # times as many steps as for a set of features has the descent with all of them
 RATE = 0.05  # of the room that there is: how far a step goes at first
-RAISES = 8  # of a weight, four times as much each
+RAISES = 6  # of a weight, ten times as much each
 TOGETHER = 4  # counterfactuals of an example that are looked for together
 
 
@@ -219,13 +219,13 @@ def wachter(task: Task) -> None:
     domain, rows = _graded(task.domain, "wachter"), task.todo
     rare, weight, best = _rarity(task, rows), _weight(task, rows), Found.nothing(domain.home[rows])
     for _ in range(RAISES):
-        left = (~best.success).nonzero().squeeze(1)
+        left = (~best.success & task.movable[rows].any(1)).nonzero().squeeze(1)
         if not len(left):
             break
         start, slope = _box(domain).home[rows[left]], partial(_cost_slope, rare[left])
         found = _descended(task, domain, rows[left], start, weight[left], slope)
         best = best.put(left, best.at(left).stronger(found))
-        weight[left] *= 4
+        weight[left] *= 10
     task.best.offer(rows, task.at(best.z, rows, best.margin))
 
 
@@ -292,7 +292,7 @@ def _descended(
         assert isinstance(f.at, Moved)
         f = f.to(at=Kept(**vars(f.at), table=domain, movable=task.movable))
     region = box.within(rows, task.movable[rows]).to(norm=box.norm)
-    found = weigh(f, region, rows, start, weight, RATE * region.radius, away, STEPS)
+    found = weigh(f, region, rows, start, weight, RATE * region.radius, away, LONG * box.steps)
     z = torch.where(found.success[:, None], found.z, start)
     return _seen(domain, _settled(domain, z, rows, task.movable[rows]), rows)
 
