@@ -4,12 +4,12 @@
     python benchmarks/counterfactuals.py [--rows 20] [--slow 5] [--seconds 10] [--only NAME ...]
 
 Breast cancer, scaled to [0, 1], and a network of 16 and 16 units that is trained here. All explain the same rows, this
-library as one batch, the others one by one, since they know no batches; their answers are asked of the network anew, by
-a forward pass written in numpy. Told of each: the share of rows with a valid answer, and with one inside [0, 1]; over
-the valid ones the features that change (by more than 1e-5), the way in L1, the share from which a single change can be
-taken back, the local outlier factor (1: as usual as the data); milliseconds of the processor for each row; and this
-library's features and way as shares of theirs, on the rows where both are valid (with 95 % of 10,000 bootstrap samples
-of these rows).
+library (and an attack of it) as one batch, the others one by one, since they know no batches; their answers are asked
+of the network anew, by a forward pass written in numpy. Told of each: the share of rows with a valid answer, and with
+one inside [0, 1]; over the valid ones the features that change (by more than 1e-5), the way in L1, the share from which
+a single change can be taken back, the local outlier factor (1: as usual as the data); milliseconds of the processor for
+each row; and this library's features and way as shares of theirs, on the rows where both are valid (with 95 % of 10,000
+bootstrap samples of these rows).
 
 A second table prunes what the others found (:func:`robustx.counterfactual.prune`), a third tells how the time grows
 with the rows. DiCE by gradients takes minutes for each row, so it is asked about the first ``--slow`` rows only.
@@ -39,13 +39,14 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import LocalOutlierFactor
 from torch import Tensor, nn
 
+from robustx.attacks import make
 from robustx.counterfactual import CounterfactualExplainer, prune
 
 Finder = Callable[[np.ndarray], np.ndarray | None]
 """A row [D] -> its counterfactual [D], or None."""
 
 FEWER = 1e-5  # what is no change
-OWN = "robustx, default"
+OWN, ATTACK = "robustx, default", "an attack (DDN, L2)"
 
 
 class Network(nn.Sequential):
@@ -110,6 +111,11 @@ def main() -> None:
     begin = time.process_time()
     answers[OWN] = explainer.generate(torch.from_numpy(rows)).counterfactual.numpy()
     times[OWN] = (time.process_time() - begin) / len(rows)
+    if wanted(ATTACK, asked.only):
+        ddn, y_own = make("ddn", net, bounds=(0, 1), norm="L2"), torch.from_numpy(net.outside(rows).argmax(1))
+        begin = time.process_time()
+        answers[ATTACK] = ddn(torch.from_numpy(rows), y_own).numpy()
+        times[ATTACK] = (time.process_time() - begin) / len(rows)
     for name, finder in finders.items():
         some = rows[: asked.slow] if "gradient" in name else rows
         begin = time.process_time()
@@ -128,12 +134,12 @@ def main() -> None:
         if told[name].valid.any():
             print(pruned(net, name, rows[: len(found_)], found_))
 
-    print("\n| rows at once | seconds | times one row |\n|---|---|---|")
+    print("\n| rows at once | ms per row | times one row |\n|---|---|---|")
     many, once = torch.from_numpy(np.tile(test, (1 + 1000 // len(test), 1))), 0.0
     for n in (1, 10, 100, 1000):
         took = min(timed(lambda n=n: explainer.generate(many[:n])) for _ in range(3 if n < 1000 else 1))
         once = once or took
-        print(f"| {n} | {took:.2f} | {took / once:.1f} |", flush=True)
+        print(f"| {n} | {1000 * took / n:.1f} | {took / once:.1f} |", flush=True)
 
 
 HEAD = (
