@@ -52,6 +52,18 @@ MORE = [
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
     ("layers_and_neurons", ["--model", "digits-robust"], "answer 6", "explanation/layers_and_neurons.png"),
     ("attack_families", ["--samples", "6"], "sigma-zero in L0", "families/attacks_auto.png"),
+    (
+        "digits_counterfactual",
+        ["--squares", "3"],
+        "squares, proved: smallest",
+        "counterfactual/digits_counterfactual.png",
+    ),
+    (
+        "image_counterfactual",
+        ["--size", "32", "--segments", "6", "--budget", "16", "--reference", "noise"],
+        "become something else",
+        "counterfactual/rocket.png",
+    ),
     ("attack_folder", ["--size", "64", "--steps", "5"], "read back, 4 of 4", "changed/astronaut.png"),
     ("attack_table", ["--keep", "alcohol", "--norm", "L0"], "row 1: 0 becomes 1 at L0 1", None),
     ("attack_table", ["wine.csv", "--norm", "Linf", "--rows", "2"], "learnt 100% of 4 rows", None),
