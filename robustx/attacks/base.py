@@ -73,8 +73,8 @@ class Found:
         """With ``part`` in some of the rows."""
         return Found(
             self.z.index_copy(0, rows, part.z),
-            self.margin.index_copy(0, rows, part.margin),
-            self.size.index_copy(0, rows, part.size),
+            self.margin.index_copy(0, rows, part.margin.to(self.margin)),  # a model may answer in another dtype
+            self.size.index_copy(0, rows, part.size.to(self.size)),
             None if self.by is None and part.by is None else self._by.index_copy(0, rows, part._by),
         )
 

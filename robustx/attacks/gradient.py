@@ -41,13 +41,14 @@ def pgd(
     stop: bool = True,
     parts: Sequence[Part] = (),
     noise: Noise | None = None,
+    quiet: bool = False,
 ) -> Found:
     """``steps`` steepest steps of ``length`` [N], each followed by the projection onto the region; the best point.
 
     Madry et al. (ICLR 2018), section 2. With ``stop`` a row leaves when it reaches the goal. ``parts`` steer the steps;
-    those that draw need ``noise``.
+    those that draw need ``noise``. Unless ``quiet``, warns of rows whose gradients were zero throughout.
     """
-    found, still = Found.nothing(region.centre), torch.full_like(rows, steps > 0, dtype=torch.bool)
+    found, still = Found.nothing(region.centre), torch.full_like(rows, steps > 0 and not quiet, dtype=torch.bool)
     a = Climbing.of(rows, region, start, length, found, noise)
     for step in range(steps + 1):
         margin, g = steered(f, a, parts) if step < steps else (f.value(a.z, a.rows), a.z)

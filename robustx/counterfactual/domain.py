@@ -23,9 +23,11 @@ from ..perturb.gates import Gates, gated
 from ..perturb.norms import L1, Linf, Norm
 from ..perturb.references import Reference
 from ..perturb.region import Region
+from .known import Known
 
 NODES = gauss_legendre(16)  # enough to rank features, which is all that is asked of it
 VALUES = 7  # of a feature that are tried where there is no gradient to follow
+EXAMPLES = 5  # known ones whose values are tried besides
 ROUNDS = 12  # of halving the way home
 
 
@@ -95,6 +97,8 @@ class Domain(ABC):
 class Graded(Domain):
     """Domains whose features can be moved by degrees, and have values that can be tried one by one."""
 
+    known: Known | None = None
+
     @abstractmethod
     def options(self, rows: Tensor, k: Tensor) -> Tensor:
         """Points at which all features have their ``k``-th value [N, Z], ``VALUES`` each at most."""
@@ -115,6 +119,19 @@ class Graded(Domain):
     @abstractmethod
     def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
         """Where everything holds, near ``z`` [N, Z], when only some features are ``free`` [N, F]."""
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """What the constraints leave of the nearest known examples that reach the goal, as points [B, k, Z]."""
+        f, known = self.probe, self.known
+        if known is None:
+            return self.home[:, None][:, :0]
+        told = []
+        for pick in known.nearest(self, f.everyone, EXAMPLES).unbind(1):
+            free = torch.ones(f.examples, self.features.count, dtype=torch.bool, device=f.device)
+            z = self.allowed(self.points(known.z[pick], f.everyone), f.everyone, free)
+            told.append(torch.where((pick >= 0)[:, None], z, self.home))
+        return torch.stack(told, 1)
 
     def alone(self) -> Tensor:
         """The most that each feature adds to the margin on its own [B, F]."""
@@ -224,6 +241,7 @@ class Move(Graded):
         unit: what each element's move is counted in [1, D] or [B, D]: the least costly change is the smallest so.
         norm: how the cost of a change is measured.
         steps: of the ascent for each set.
+        known: examples whose values are tried where there is no gradient to follow.
     """
 
     f: Probe
@@ -233,6 +251,7 @@ class Move(Graded):
     unit: Tensor
     norm: Norm = L1()
     steps: int = 12
+    known: Known | None = None
 
     @cached_property
     def probe(self) -> Probe:
@@ -270,7 +289,7 @@ class Move(Graded):
         if g is None:
             return [self.alone()]
         corner = free.step(self.home, g, free.radius)
-        most = pgd(f, free, everyone, self.steps, 2.5 * free.radius / self.steps, stop=False).z
+        most = pgd(f, free, everyone, self.steps, 2.5 * free.radius / self.steps, stop=False, quiet=True).z
         tries = [end * mean_grad(f, self.home, end, NODES) for end in (most, corner)]
         tries.append(g * corner)
         ranks = [self.features.gather(a, everyone) for a in tries]
@@ -282,17 +301,19 @@ class Move(Graded):
         blind = torch.ones_like(rows, dtype=torch.bool)
         if self.slope is not None:
             length = 2.5 * near.radius / self.steps
-            best = pgd(f, near, rows, self.steps, length)
+            best = pgd(f, near, rows, self.steps, length, quiet=True)
             left = (~best.success & (start != near.centre).any(1)).nonzero().squeeze(1)
             if len(left):
                 some = near.at(left)
-                warm = pgd(f, some, rows[left], self.steps, length[left], some.project(start[left]))
+                begin = some.project(start[left])
+                warm = pgd(f, some, rows[left], self.steps, length[left], begin, quiet=True)
                 best = best.put(left, best.at(left).stronger(warm))
             blind = (self.slope[rows] == 0).all(1)
         left = (blind & ~best.success).nonzero().squeeze(1)
         if len(left):
             these, sought = rows[left], best.at(left)
-            for z in (start[left], *self._corners(near.at(left))):
+            seen = (self.put(self.home[these], these, sets[left], z) for z in self.seen[these].unbind(1))
+            for z in (start[left], *self._corners(near.at(left)), *seen):
                 sought = sought.stronger(Found(z, f.value(z, these).to(sought.margin), sought.size))
             best = best.put(left, self.ascend(these, sets[left], sought))
         return shrunk(f, near.to(norm=self.norm), rows, replace(best, size=self.cost(best.z, rows)))
@@ -304,10 +325,13 @@ class Move(Graded):
 
     @property
     def values(self) -> int:
-        return VALUES
+        return VALUES + self.seen.shape[1]
 
     def options(self, rows: Tensor, k: Tensor) -> Tensor:
-        return torch.lerp(self.box.low[rows], self.box.high[rows], k[:, None].to(self.home) / (VALUES - 1))
+        evenly = torch.lerp(self.box.low[rows], self.box.high[rows], k[:, None].to(self.home) / (VALUES - 1))
+        if not self.seen.shape[1]:
+            return evenly
+        return torch.where((k < VALUES)[:, None], evenly, self.seen[rows, (k - VALUES).clamp(min=0)])
 
     def put(self, z: Tensor, rows: Tensor, which: Tensor, there: Tensor) -> Tensor:
         return torch.where(self.features.spread(which.to(z), rows) > 0, there, z)

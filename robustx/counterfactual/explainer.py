@@ -226,7 +226,7 @@ class CounterfactualExplainer:
         known = self.known_.to(f.to(of=goal.firm(least), strict=False)) if hasattr(self, "known_") else None
         demand = self._demanding(goal, f, known)
         asked = f.to(of=demand, strict=False)
-        domain = self._domain(asked.to(of=demand.firm(least)), features)
+        domain = self._domain(asked.to(of=demand.firm(least)), features, known)
         few, _ = DISTANCES[self.distance]
         results: list[CounterfactualResult] = []
         banned: list[Tensor] = []
@@ -268,11 +268,12 @@ class CounterfactualExplainer:
         f.meter.until = torch.inf if limit is None else began + limit
         try:
             (strategy if getattr(strategy, "func", strategy) in (guided, exact) else apart(strategy))(task)
+            return task.best, True
         except OutOfTime:
+            f.meter.until = torch.inf  # what stands at the inputs may still have to be asked
             return task.best, False
         finally:
             f.meter.until = torch.inf
-        return task.best, True
 
     def _told(
         self,
@@ -337,20 +338,20 @@ class CounterfactualExplainer:
         features = from_masks(mask, f.inputs, inputs)
         return features, names_of(features, names)
 
-    def _domain(self, f: Probe, features: Partition) -> Domain:
+    def _domain(self, f: Probe, features: Partition, known: Known | None) -> Domain:
         _, norm = DISTANCES[self.distance]
         if self.reference is not None:
             return Replace(f, features, named(self.reference))
         if self.values is not None:
             return Choose(f, features, alternatives(self.values, f), norm)
         if self.schema is not None:
-            return Table(f, features, self.schema, norm, self.steps)
+            return Table(f, features, self.schema, norm, self.steps, known)
         assert self.bounds is not None
         low, high = (b.expand(-1, f.point.shape[1]) for b in box(f, *self.bounds, finite=True))
         unit = high - low if self.scale is None else packed(self.scale, f, "scale")
         if not bool((unit >= 0).all()):
             raise ArgumentError(f"scale must not be negative, got {float(unit.min()):g}")
-        return Move(f, features, low, high, unit.clamp(min=1e-12), norm, self.steps)
+        return Move(f, features, low, high, unit.clamp(min=1e-12), norm, self.steps, known)
 
 
 def _several(given: Any) -> tuple[Any, ...]:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from ..attacks.base import Found
+from ..engine.checks import ArgumentError
 from ..engine.packing import Tensors
 from ..engine.probe import Probe
 from ..perturb.features import Partition
 from ..perturb.norms import L1, Norm
-from .domain import VALUES, Graded, Move
+from .domain import VALUES, Domain, Graded, Move
+from .known import Known
 from .schema import FeatureSchema
 
 
@@ -29,6 +31,7 @@ class Table(Graded):
         schema: what the columns mean.
         norm: how the costs of the features' changes are added up.
         steps: of the ascent for each set.
+        known: examples whose values are tried where there is no gradient to follow.
     """
 
     f: Probe
@@ -36,6 +39,7 @@ class Table(Graded):
     schema: FeatureSchema
     norm: Norm = L1()
     steps: int = 12
+    known: Known | None = None
 
     @property
     def probe(self) -> Probe:
@@ -63,7 +67,7 @@ class Table(Graded):
         low, high = self.schema.bounds(self.home)
         least, most = (self.schema.encoded(e).to(self.home) for e in self.ends)
         low, high = torch.where(low.isfinite(), low, least), torch.where(high.isfinite(), high, most)
-        return Move(self.f, self.features, low, high, self._unit, self.norm, self.steps)
+        return Move(self.f, self.features, low, high, self._unit, self.norm, self.steps, self.known)
 
     @cached_property
     def _unit(self) -> Tensor:
@@ -85,8 +89,7 @@ class Table(Graded):
             there = self.relaxed.there(bold.z, rows)
             best = best.stronger(self._seen(self.allowed(there, rows, sets), rows))
         else:
-            for share in (0.0, 1.0, 0.25, 0.75):
-                k = torch.full_like(rows, round(share * (self.values - 1)))
+            for k in (torch.full_like(rows, i) for i in range(self.values)):
                 z = self.put(self.home[rows], rows, sets, self.options(rows, k))
                 best = best.stronger(self._seen(z, rows))
         return self.ascend(rows, sets, best)
@@ -102,23 +105,24 @@ class Table(Graded):
 
     @cached_property
     def values(self) -> int:
-        return max([VALUES, *(len(f.categories) for f in self.schema.features)])
+        return self._options.shape[1]
 
     @cached_property
     def _options(self) -> Tensor:
         """All values that are tried, each encoded in the columns of its feature [B, values, D]."""
-        share = torch.arange(self.values, dtype=torch.float64)
+        count = max([VALUES, *(len(f.categories) for f in self.schema.features)])
+        share = torch.arange(count, dtype=torch.float64)
         low, high = self.ends
         told = []
         for i, f in enumerate(self.schema.features):
             if f.listed:
                 codes = share.clamp(max=len(f.categories) - 1).expand(len(low), -1)
             else:
-                codes = torch.lerp(low[:, i, None], high[:, i, None], share / (self.values - 1))
+                codes = torch.lerp(low[:, i, None], high[:, i, None], share / (count - 1))
             told.append(f.snapped(codes))
-        flat = torch.stack(told, 2).flatten(0, 1) if told else low.new_zeros(len(low) * self.values, 0)
-        table: Tensor = self.schema.encoded(flat).to(self.home).reshape(len(low), self.values, -1)
-        return table
+        flat = torch.stack(told, 2).flatten(0, 1) if told else low.new_zeros(len(low) * count, 0)
+        table = self.schema.encoded(flat).to(self.home).reshape(len(low), count, -1)
+        return torch.cat([table, self.seen], 1)
 
     def options(self, rows: Tensor, k: Tensor) -> Tensor:
         options: Tensor = self._options[rows, k]
@@ -154,3 +158,32 @@ class Table(Graded):
         low, high = self.schema.limits(self.codes)
         listed = torch.tensor([f.kind == "categorical" for f in self.schema.features], dtype=torch.bool)
         return (((codes <= low) | (codes >= high)) & (codes != self.codes) & ~listed).to(z.device)
+
+
+def graded(domain: Domain, strategy: str) -> Move | Table:
+    """``domain``, if its features move by degrees.
+
+    Raises:
+        ArgumentError: they give way, or take listed values.
+    """
+    if not isinstance(domain, Move | Table):
+        raise ArgumentError(
+            f"strategy {strategy!r} moves features, so it needs bounds or a schema; where they give way choose "
+            "'guided' or 'sedc'"
+        )
+    return domain
+
+
+def box_of(domain: Move | Table) -> Move:
+    """The box in which features move, in the units of costs."""
+    return domain if isinstance(domain, Move) else domain.relaxed
+
+
+def settled(domain: Move | Table, moves: Tensor, rows: Tensor, free: Tensor) -> Tensor:
+    """The allowed points nearest to moves [N, D]."""
+    return domain.allowed(moves if isinstance(domain, Move) else domain.relaxed.there(moves, rows), rows, free)
+
+
+def moves_of(domain: Move | Table, z: Tensor, rows: Tensor) -> Tensor:
+    """How far each element has moved, in the units of costs [N, D]."""
+    return z if isinstance(domain, Move) else domain.relaxed.points(z, rows)

@@ -6,7 +6,7 @@ import torch
 from counterfactual_cases import credit, credit_schema
 from torch import nn
 
-from robustx.counterfactual import CounterfactualExplainer
+from robustx.counterfactual import CounterfactualExplainer, FeatureSchema
 from robustx.counterfactual.domain import Move
 from robustx.counterfactual.known import Known
 from robustx.counterfactual.table import Table
@@ -96,3 +96,17 @@ def test_fit_keeps_examples_and_says_what_does_not_fit():
         CounterfactualExplainer(lambda z, w: model(z) + w, bounds=(0, 1)).fit(x).generate(
             x, additional_forward_args=torch.zeros(5, 1).double()
         )
+
+
+def test_values_of_known_examples_find_what_no_grid_meets():
+    narrow = lambda z: torch.stack([0 * z[:, 0] + 0.5, ((z[:, 1] > 0.41) & (z[:, 1] < 0.43)).float()], 1)
+    x, data = torch.zeros(2, 4), torch.linspace(0, 1, 201)[:, None].expand(-1, 4).clone()
+    blind = CounterfactualExplainer(narrow, bounds=(0, 1))
+    assert not blind.generate(x).valid.any()
+    found = blind.fit(data).generate(x)
+    assert found.changed.tolist() == [[False, True, False, False]] * 2
+    frame = {"a": data[:, 0].tolist(), "b": data[:, 1].tolist(), "c": ["u", "v", "w"] * 67}
+    schema = FeatureSchema.from_dataframe(frame)
+    table = CounterfactualExplainer(narrow, schema).fit(frame)
+    start = {"a": [0.0, 1.0], "b": [0.0, 1.0], "c": ["u", "w"]}
+    assert table.generate(start).changed.tolist() == [[False, True, False]] * 2
