@@ -33,8 +33,13 @@ def guided(task: Task) -> None:
         _climb(task, todo[(best.count > best.fewest)[todo]])
     else:
         _exchange(task, todo, hopes)
+    finish(task)
+
+
+def finish(task: Task) -> None:
+    """Values go back as far as the goal stays reached, and features go home that turn out not to be needed."""
     while True:
-        refine(task, best.found.nonzero().squeeze(1))
+        refine(task, task.best.found.nonzero().squeeze(1))
         if not revert(task):
             return
 
