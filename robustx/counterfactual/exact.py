@@ -54,7 +54,7 @@ def exact(task: Task, seconds: float = 60.0) -> None:
     if isinstance(task.domain, Move) and not (task.few or task.most or net.relus) and task.banned is None:
         closed(task, task.domain, net, ways, spaces)
         return
-    if norm is not None and not isinstance(norm, L1) and not (isinstance(norm, Linf) and norm.scale is None):
+    if norm is not None and not isinstance(norm, L1 | Linf):
         raise Unreadable(
             f"in the norm {norm} there is an exact answer for linear models in a box only, however many features "
             "change; take the distance 'l1' or 'linf', or 'l0+l1' or 'l0+linf' for the fewest first"
@@ -101,40 +101,37 @@ def closed(task: Task, domain: Move, net: Piecewise, ways: Ways, spaces: "Spaces
     most, if the others are reached there as well, and otherwise a linear programme or the least distance of a
     polyhedron.
     """
-    best, rows, near = task.best, task.todo, domain.box
-    told = [(row, way) for row in rows.tolist() for way in ways(row)]
-    whose = torch.tensor([row for row, _ in told], device=domain.home.device)
-    unit = domain.unit.double().expand(domain.home.shape)[whose]
-    free = domain.features.spread(task.movable[whose].to(domain.home), whose) > 0
-    home = domain.f.point.double()[whose].cpu()
-    worst, missed = [], []
-    for (_, (weight, bias)), x in zip(told, home.numpy(), strict=True):
-        now = weight @ x + bias
-        worst.append(weight[now.argmin()])
-        missed.append(-now.min())
-    way = torch.from_numpy(np.array(worst).reshape(home.shape)).to(unit) * unit
-    need = torch.tensor(missed, dtype=torch.float64).to(unit)
-    room = near.at(whose).to(free=free).room(torch.zeros_like(unit), way).double()
-    slack = torch.tensor([_slack(domain.f, net, x) for x in home.numpy()], dtype=torch.float64).to(unit)
+    best, rows = task.best, task.todo
+    told = [(row, spaces(row), way) for row in rows.tolist() for way in ways(row)]
+    whose = torch.tensor([row for row, *_ in told], device=rows.device)
+    home, low, high, weight = (
+        torch.from_numpy(np.array(t)) for t in zip(*((s.home, *s.box, s.weight) for _, s, _ in told), strict=True)
+    )
+    nearest = [min(zip(a @ s.home + c, a, strict=True), key=lambda form: form[0]) for _, s, (a, c) in told]
+    need = -torch.tensor([now for now, _ in nearest], dtype=torch.float64)
+    way = torch.from_numpy(np.array([slope for _, slope in nearest])) / weight
+    room = torch.where(way > 0, high - home, home - low) * weight
+    slack = torch.tensor([_slack(domain.f, net, s.home) for _, s, _ in told], dtype=torch.float64)
     by, left = torch.zeros_like(slack), torch.ones_like(whose, dtype=torch.bool)
     for _ in range(TRIES):
         by = torch.where(left, by + slack, by)
         move = domain.norm.least(way, need + by, room)
         can = (way * move).sum(1) >= (need + by) * (1 - 1e-12)
         for i in (left & can).nonzero().flatten().tolist():
-            row, (weight, bias) = told[i]
-            if len(bias) > 1 and (weight @ (home[i] + (move[i] * unit[i]).cpu()).numpy() + bias).min() < 0:
-                found = _between_all(domain.norm, net, spaces(row), (weight, bias), float(by[i]))
+            _, space, (a, c) = told[i]
+            if len(c) > 1 and (a @ (home + move / weight)[i].numpy() + c).min() < 0:
+                found = _between_all(domain.norm, net, space, (a, c), float(by[i]))
                 can[i] = found is not None
                 if found is not None:
-                    move[i] = (torch.from_numpy(found) - home[i]).to(unit) / unit[i]
-        some = (left & can).nonzero().flatten()
-        tried = task.at(move[some].to(domain.home), whose[some])
-        best.offer(whose[some], tried)
+                    move[i] = (torch.from_numpy(found) - home[i]) * weight[i]
         size = torch.where(can, domain.norm.size(move), torch.inf).to(best.least)
-        left[some] = ~tried.found
-        left &= can
-        slack[some] -= 2 * tried.margin.clamp(max=0).to(slack)
+        some = (left & can).nonzero().flatten()
+        which = whose[some.to(whose.device)]
+        tried = task.at(move[some].to(domain.home), which)
+        best.offer(which, tried)
+        left = left & can
+        left[some] = ~tried.found.cpu()
+        slack[some] -= 2 * tried.margin.clamp(max=0).cpu().double()
         if not bool(left.any()):
             break
     best.least[rows] = torch.full_like(best.least, torch.inf).scatter_reduce(0, whose, size, "amin")[rows]
@@ -261,6 +258,11 @@ def _model(domain: Domain) -> Probe:
     """The goal at the inputs."""
     if not isinstance(domain, Move | Table | Replace | Choose):
         raise Unreadable(f"there is no exact answer in the domain {type(domain).__name__}")
+    norm = L1() if isinstance(domain, Replace) else domain.norm
+    if not isinstance(norm, L1 | L2 | Linf) or (isinstance(norm, Linf) and norm.scale is not None):
+        raise Unreadable(
+            f"there is no exact answer in the norm {norm}; take L1, L2 or Linf, and the units of the domain"
+        )
     if not all(t.is_floating_point() for t in domain.f.inputs):
         raise Unreadable("its inputs are whole numbers")
     return domain.f
@@ -277,18 +279,18 @@ def _spaces(task: Task) -> Spaces:
         banned, allowed = task.banned.cpu().numpy(), _spaces(replace(task, banned=None))
         return lambda i: replace(allowed(i), banned=banned[i][banned[i].any(1)])
     labels = domain.features.labels(f.examples).cpu().numpy()
-    home = f.point.double().cpu().numpy()
+    home = f.point.cpu().double().numpy()
     if isinstance(domain, Replace):
-        there = f.packing.pack(domain.inputs(torch.ones_like(domain.home))).double().cpu().numpy()
+        there = f.packing.pack(domain.inputs(torch.ones_like(domain.home))).cpu().double().numpy()
         return lambda i: _listed(home[i], there[i : i + 1], labels[i], features[i], 0.0)
     if isinstance(domain, Choose):
-        values = f.packing.pack(domain.alternatives).double().cpu().numpy()
+        values = f.packing.pack(domain.alternatives).cpu().double().numpy()
         return lambda i: _listed(home[i], values, labels[i], features[i], 1.0)
     if isinstance(domain, Table):
         return _rows(domain, features)
     assert isinstance(domain, Move)
-    low, high = (end.expand(f.point.shape).double().cpu().numpy() for end in (domain.low, domain.high))
-    weight = 1 / domain.unit.expand(f.point.shape).double().cpu().numpy()
+    low, high = (end.expand(f.point.shape).cpu().double().numpy() for end in (domain.low, domain.high))
+    weight = 1 / domain.unit.expand(f.point.shape).cpu().double().numpy()
     return lambda i: Space(home[i], low[i], high[i], labels[i], features[i], weight[i])
 
 
@@ -306,7 +308,11 @@ def _rows(domain: Table, movable: Array) -> Spaces:
     for feature, *bounds in zip(schema.features, *(end.unbind(1) for end in ends), strict=True):
         if feature.mutable and not all(bool(b.isfinite().all()) for b in bounds):
             raise Unreadable(f"feature {feature.name!r} has no end: give it a range")
-    offset, scale, weight = np.zeros(schema.width), np.ones(schema.width), 1 / domain.relaxed.unit[0].double().numpy()
+    offset, scale, weight = (
+        np.zeros(schema.width),
+        np.ones(schema.width),
+        1 / domain.relaxed.unit[0].cpu().double().numpy(),
+    )
     grids: dict[int, tuple[float, float]] = {}
     choices: list[tuple[Array, Array]] = []
     where = np.zeros(schema.width, int)
@@ -350,13 +356,11 @@ def _there(domain: Domain, x: Array, space: Space, rows: Tensor) -> Tensor:
         return sets.to(domain.home)
     if isinstance(domain, Choose):
         return _choice(domain, x, space).to(domain.home)
-    there = torch.from_numpy(x)[None].to(rows.device)
     if isinstance(domain, Table):
-        moved = torch.where(domain.features.spread(sets.to(there), rows) > 0, there.to(domain.home), domain.home[rows])
+        there = torch.from_numpy(x)[None].to(domain.home)
+        moved = torch.where(domain.features.spread(sets.to(there), rows) > 0, there, domain.home[rows])
         return domain.allowed(moved, rows, sets)
-    assert isinstance(domain, Move)
-    unit = domain.unit.to(there).expand(domain.home.shape)[rows]
-    return ((there - domain.f.point[rows]) / unit).to(domain.home)
+    return torch.from_numpy((x - space.home) * space.weight)[None].to(domain.home)
 
 
 def _choice(domain: Choose, x: Array, space: Space) -> Tensor:

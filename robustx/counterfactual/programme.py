@@ -193,8 +193,8 @@ def ends(net: Piecewise, low: Array, high: Array, deadline: float) -> Ends:
             cost[v] = weight[i]
             slack = 1e-6 * (1 + abs(bias[i]) + max(-least[i], most[i]))  # of the solver
             told = [programme.solve(sign * cost, deadline - monotonic(), relaxed=True) for sign in (1, -1)]
-            below, above = (sign * t.bound if t.done else sign * -np.inf for sign, t in zip((1, -1), told, strict=True))
-            least[i], most[i] = max(least[i], below + bias[i] - slack), min(most[i], above + bias[i] + slack)
+            below, above = (t.bound if t.done and t.v is not None else -np.inf for t in told)
+            least[i], most[i] = max(least[i], below + bias[i] - slack), min(most[i], bias[i] - above + slack)
         found.append((least, most))
         v = np.r_[v, programme.relu(weight, bias, v, least, most)]
     return found

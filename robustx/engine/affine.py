@@ -19,7 +19,7 @@ from .rules import ASIDE, Op, Ruled, RuleError, mapped, name_of, tensors_in
 from .scores import Everything
 from .sites import Input
 
-MOST = 2048  # variables: beyond, neither a batch of so many rows nor what is asked of it afterwards is small
+MOST = 4096  # variables: beyond, neither a batch of so many rows nor what is asked of it afterwards is small
 
 
 class Unreadable(ValueError):

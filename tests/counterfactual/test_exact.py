@@ -83,6 +83,15 @@ def test_linear_models_are_left_by_the_least_change(name, distance):
     assert set(result.proved) == {"optimal"}
 
 
+@pytest.mark.parametrize("distance", ["l1", "l2", "linf", "l0+l1"])
+def test_one_logit_is_two_classes(distance):
+    model, x = logistic("breast_cancer")
+    single = lambda z: (model(z)[:, 1] - model(z)[:, 0])[:, None]
+    one, two = (explained(m, x, distance=distance) for m in (single, model))
+    torch.testing.assert_close(one.counterfactual, two.counterfactual)
+    assert one.proved == two.proved
+
+
 @pytest.mark.parametrize("distance", NORMS)
 def test_what_a_linear_model_cannot_do_is_told(distance):
     model, x = logistic("wine")
@@ -235,6 +244,10 @@ def test_an_interval_and_a_function_of_ones_own_are_reached():
         there = value(result.counterfactual)[result.valid]
         assert ((there > low) & (there < low + 0.01)).all()
     torch.testing.assert_close(band.counterfactual, own.counterfactual, atol=1e-6, rtol=0)
+    first = explained(
+        lambda z: model(z).repeat(1, 2), x, Between(low, low + 0.01, lambda out: out[:, 1]), distance="l1"
+    )
+    torch.testing.assert_close(band.counterfactual, first.counterfactual, atol=1e-6, rtol=0)
 
 
 def test_float32_models_keep_what_was_proved():
