@@ -13,8 +13,8 @@ from ..engine.checks import ArgumentError
 from ..engine.packing import finest
 from ..engine.randomness import Noise
 from .best import Strategy, Task
-from .domain import Domain, Graded, Move, Moved, Replace
-from .table import Table
+from .domain import Domain, Move, Moved, Replace
+from .table import Table, box_of, graded, moves_of, settled
 
 NEAR = 32  # known examples that are tried in the place of an example
 HALVINGS = 12  # of a sphere's radius
@@ -34,7 +34,7 @@ def nearest_unlike(task: Task) -> None:
     The nearest unlike neighbour: Keane, Smyth (ICCBR 2020). Where the constraints keep it from reaching the goal, the
     next one is tried.
     """
-    domain, rows = _graded(task.domain, "nearest-unlike"), task.todo
+    domain, rows = graded(task.domain, "nearest-unlike"), task.todo
     found = _unlike(task, domain, "nearest-unlike")
     task.best.offer(rows, task.at(found.z, rows, found.margin))
 
@@ -45,7 +45,7 @@ def nice(task: Task, name: str = "nice", near: bool = False) -> None:
     Brughmans, Leyman, Martens (Data Mining and Knowledge Discovery 38, 2024), section 3: the best is what gains most,
     or with ``near`` what gains most for what it costs. Where features can only be taken over together, all are.
     """
-    domain, rows = _graded(task.domain, name), task.todo
+    domain, rows = graded(task.domain, name), task.todo
     there = best = _unlike(task, domain, name)
     index = there.success.nonzero().squeeze(1)
     now = Found(domain.home[rows], task.best.margin[rows], task.best.cost[rows]).at(index)
@@ -66,7 +66,7 @@ def nice(task: Task, name: str = "nice", near: bool = False) -> None:
     task.best.offer(rows, task.at(best.z, rows, best.margin))
 
 
-def _unlike(task: Task, domain: Graded, name: str) -> Found:
+def _unlike(task: Task, domain: Move | Table, name: str) -> Found:
     """What becomes of each example still looked for in the place of the nearest known one that reaches its goal."""
     if task.known is None:
         raise ArgumentError(f"strategy {name!r} takes values from known examples: call fit(X) first")
@@ -91,8 +91,8 @@ def growing_spheres(task: Task) -> None:
     then the layer around it is searched. ``budget`` points each (fewer of very large examples), keyed by example, in
     the units of costs; within a schema they are put where it holds before they are tried.
     """
-    domain, rows = _graded(task.domain, "growing-spheres"), task.todo
-    region = _box(domain).within(rows, task.movable[rows])
+    domain, rows = graded(task.domain, "growing-spheres"), task.todo
+    region = box_of(domain).within(rows, task.movable[rows])
     room = region.held(torch.maximum(-region.low, region.high))
     radius, best = torch.linalg.vector_norm(room, dim=1), Found.nothing(domain.home[rows])
     left = (radius > 0).nonzero().squeeze(1)
@@ -110,9 +110,9 @@ def growing_spheres(task: Task) -> None:
     task.best.offer(rows, task.at(z, rows))
 
 
-def _drawn(task: Task, domain: Graded, rows: Tensor, low: Tensor, high: Tensor, noise: Noise) -> Found:
+def _drawn(task: Task, domain: Move | Table, rows: Tensor, low: Tensor, high: Tensor, noise: Noise) -> Found:
     """The least costly of points that are drawn between two spheres and reach the goal; else the one nearest to it."""
-    d = _box(domain).home.shape[1]
+    d = box_of(domain).home.shape[1]
     n, best = max(1, min(task.budget, DRAWN // d)), [Found.nothing(domain.home[rows[:0]])]
     free = domain.features.spread(task.movable.to(low))
     for some in torch.arange(len(rows), device=rows.device).split(max(1, DRAWN // (n * d))):
@@ -123,7 +123,7 @@ def _drawn(task: Task, domain: Graded, rows: Tensor, low: Tensor, high: Tensor, 
         away = high[some][:, None, None] * (share + (1 - share) * shell**size) ** (1 / size)
         moves = away * way / torch.linalg.vector_norm(way, dim=2, keepdim=True).clamp(min=torch.finfo(way.dtype).tiny)
         every = rows[some].repeat_interleave(n)
-        found = _seen(domain, _settled(domain, moves.flatten(0, 1), every, task.movable[every]), every)
+        found = _seen(domain, settled(domain, moves.flatten(0, 1), every, task.movable[every]), every)
         margin, cost = found.margin.reshape(-1, n), found.size.reshape(-1, n)
         cost = torch.where(margin > 0, cost, torch.inf)
         pick = torch.where((margin > 0).any(1), cost.argmin(1), margin.argmax(1))
@@ -131,7 +131,7 @@ def _drawn(task: Task, domain: Graded, rows: Tensor, low: Tensor, high: Tensor, 
     return Found(*(torch.cat([getattr(b, name).to(best[-1].z) for b in best]) for name in ("z", "margin", "size")))
 
 
-def _sparser(domain: Graded, found: Found, rows: Tensor, may: Tensor | None = None) -> Tensor:
+def _sparser(domain: Move | Table, found: Found, rows: Tensor, may: Tensor | None = None) -> Tensor:
     """The features that moved least go home one after the other, until the goal would be lost [N, Z].
 
     Laugel et al. (IPMU 2018), algorithm 2; Mothilal et al. (FAT* 2020), section 3.4. Only those go that ``may`` [N, F].
@@ -139,7 +139,7 @@ def _sparser(domain: Graded, found: Found, rows: Tensor, may: Tensor | None = No
     z, left = found.z.clone(), found.success.nonzero().squeeze(1)
     for _ in range(domain.features.count):
         r = rows[left]
-        size = domain.features.gather(_moves(domain, z[left], r).abs(), r)
+        size = domain.features.gather(moves_of(domain, z[left], r).abs(), r)
         movable = domain.changed(z[left], r) if may is None else domain.changed(z[left], r) & may[left]
         left, size, movable = (t[movable.any(1)] for t in (left, size, movable))
         least = size.masked_fill(~movable, torch.inf).argmin(1, keepdim=True)
@@ -199,11 +199,11 @@ def _giving(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
     domain = task.domain
     if isinstance(domain, Replace):
         return lambda rows, sets: sets.to(domain.home)
-    graded = _graded(domain, "sedc")
+    moved = graded(domain, "sedc")
     if task.known is None:
         raise ArgumentError("strategy 'sedc' lets features give way to the mean of known examples: call fit(X) first")
     mean = task.known.z.mean(0, keepdim=True)
-    return lambda rows, sets: graded.allowed(graded.points(mean.expand(len(rows), -1), rows), rows, sets)
+    return lambda rows, sets: moved.allowed(moved.points(mean.expand(len(rows), -1), rows), rows, sets)
 
 
 # --- by gradients -------------------------------------------------------------------------------------------
@@ -216,13 +216,13 @@ def wachter(task: Task) -> None:
     inverse of their features' median absolute deviation (of known examples, if there are any). A hinge on the margin
     stands for their squared error, as goals have margins.
     """
-    domain, rows = _graded(task.domain, "wachter"), task.todo
-    rare, weight, best = _rarity(task, rows), _weight(task, rows), Found.nothing(domain.home[rows])
+    domain, rows = graded(task.domain, "wachter"), task.todo
+    rare, weight, best = _rarity(task, domain, rows), _weight(task, rows), Found.nothing(domain.home[rows])
     for _ in range(RAISES):
         left = (~best.success & task.movable[rows].any(1)).nonzero().squeeze(1)
         if not len(left):
             break
-        start, slope = _box(domain).home[rows[left]], partial(_cost_slope, rare[left])
+        start, slope = box_of(domain).home[rows[left]], partial(_cost_slope, rare[left])
         found = _descended(task, domain, rows[left], start, weight[left], slope)
         best = best.put(left, best.at(left).stronger(found))
         weight[left] *= 10
@@ -241,11 +241,11 @@ def dice(task: Task) -> None:
     then section 3.4: what moved less than is usual goes home, while the goal stays reached. Here for any goal and
     within constraints, and all examples and all their counterfactuals are one batch.
     """
-    domain, rows = _graded(task.domain, "dice"), task.todo
+    domain, rows = graded(task.domain, "dice"), task.todo
     copy = torch.arange(TOGETHER, device=rows.device).repeat(len(rows))
     place = torch.arange(len(rows), device=rows.device).repeat_interleave(TOGETHER)
     every, noise = rows[place], task.noise.at(rows).copies(place, copy)
-    near, rare = _box(domain).within(every, task.movable[every]), _rarity(task, every)
+    near, rare = box_of(domain).within(every, task.movable[every]), _rarity(task, domain, every)
     start = near.anywhere(noise.uniform(near.centre.shape[1], near.centre))
     found = _descended(task, domain, every, start, _weight(task, every), partial(_apart, rare))
     z = found.z if task.known is None else _sparser(domain, found, every, _slight(task, domain, found.z, every))
@@ -281,10 +281,10 @@ class Kept(Moved):
 
 
 def _descended(
-    task: Task, domain: Graded, rows: Tensor, start: Tensor, weight: Tensor, away: Callable[[Tensor], Tensor]
+    task: Task, domain: Move | Table, rows: Tensor, start: Tensor, weight: Tensor, away: Callable[[Tensor], Tensor]
 ) -> Found:
     """What Adam finds from ``start`` [N, D] down a distance plus ``weight`` [N] times what misses the goal."""
-    box = _box(domain)
+    box = box_of(domain)
     if box.slope is None:
         raise ArgumentError("there is no gradient to follow here; choose another strategy, such as 'growing-spheres'")
     f = box.probe
@@ -294,7 +294,7 @@ def _descended(
     region = box.within(rows, task.movable[rows]).to(norm=box.norm)
     found = weigh(f, region, rows, start, weight, RATE * region.radius, away, LONG * box.steps)
     z = torch.where(found.success[:, None], found.z, start)
-    return _seen(domain, _settled(domain, z, rows, task.movable[rows]), rows)
+    return _seen(domain, settled(domain, z, rows, task.movable[rows]), rows)
 
 
 def _weight(task: Task, rows: Tensor) -> Tensor:
@@ -302,9 +302,9 @@ def _weight(task: Task, rows: Tensor) -> Tensor:
     return 1 / task.best.margin[rows].abs().clamp(min=1e-6).to(task.domain.home)
 
 
-def _rarity(task: Task, rows: Tensor) -> Tensor:
+def _rarity(task: Task, domain: Move | Table, rows: Tensor) -> Tensor:
     """How many median absolute deviations a move by one unit is [N, D]; 1 where that is not known, or is none."""
-    unit = _box(task.domain).unit
+    unit = box_of(domain).unit
     unit = unit.expand(len(task.movable), -1)[rows]
     if task.known is None:
         return torch.ones_like(unit)
@@ -312,13 +312,13 @@ def _rarity(task: Task, rows: Tensor) -> Tensor:
     return torch.where(usual > 0, unit / usual, 1)
 
 
-def _slight(task: Task, domain: Graded, z: Tensor, rows: Tensor) -> Tensor:
+def _slight(task: Task, domain: Move | Table, z: Tensor, rows: Tensor) -> Tensor:
     """Which features moved by less than the median deviation of known examples, and than nine tenths of them [N, F]."""
     assert task.known is not None
     away = _deviation(task.known.z)
     low = away.masked_fill(away == 0, torch.nan).nanquantile(0.1, dim=0).nan_to_num(0)
     least = torch.minimum(away.median(0).values, low)
-    moved = (_moves(domain, z, rows) * _box(domain).unit.expand(len(task.movable), -1)[rows]).abs()
+    moved = (moves_of(domain, z, rows) * box_of(domain).unit.expand(len(task.movable), -1)[rows]).abs()
     return domain.features.gather((moved >= least).to(z), rows) == 0
 
 
@@ -328,31 +328,6 @@ def _deviation(x: Tensor) -> Tensor:
 
 
 # --- what they share ----------------------------------------------------------------------------------------
-
-
-def _graded(domain: Domain, name: str) -> Graded:
-    if not isinstance(domain, Move | Table):
-        raise ArgumentError(
-            f"strategy {name!r} moves features, so it needs bounds or a schema; where they give way choose 'guided' or "
-            "'sedc'"
-        )
-    return domain
-
-
-def _box(domain: Domain) -> Move:
-    """The box in which features move, in the units of costs."""
-    assert isinstance(domain, Move | Table)
-    return domain if isinstance(domain, Move) else domain.relaxed
-
-
-def _settled(domain: Graded, moves: Tensor, rows: Tensor, free: Tensor) -> Tensor:
-    """The allowed points nearest to moves [N, D]."""
-    return domain.allowed(moves if isinstance(domain, Move) else _box(domain).there(moves, rows), rows, free)
-
-
-def _moves(domain: Graded, z: Tensor, rows: Tensor) -> Tensor:
-    """How far each element has moved, in the units of costs [N, D]."""
-    return z if isinstance(domain, Move) else _box(domain).points(z, rows)
 
 
 def _seen(domain: Domain, z: Tensor, rows: Tensor) -> Found:
