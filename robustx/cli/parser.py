@@ -33,6 +33,8 @@ MORE = """\
 robustx COMMAND --help explains a command, with examples. Results go to standard output, the rest to standard error.
 """
 
+DISTANCES = ("l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf")
+
 NAMES = """\
 NAME, MODEL and DATA are one of
   digits, digits-robust, breast-cancer  embedded; each model brings its data
@@ -185,11 +187,17 @@ def _counterfactual(commands: Any) -> None:
 examples:
   robustx counterfactual breast-cancer --row 3                      in the table's own units
   robustx counterfactual breast-cancer --row 3 --keep 'worst area' --keep 'worst radius'
+  robustx counterfactual breast-cancer --row 3 --count 3            and two more, each with another set of columns
   robustx counterfactual digits --row 3 --target 8 --out picture    superpixels of an image
-  robustx counterfactual --model mine:net --data mine:test --row 0
+  robustx counterfactual digits --row 3 --min-prob 0.9 --distance l2
+  robustx counterfactual --model mine:net --data mine:test --row 0 --time-limit 10
 
 A feature is a column of a table or a superpixel of an image. --out receives counterfactual.safetensors,
-counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that nothing was found.
+counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that nothing was found; what is told then is
+whether that is proved, how near the search came and what stood at the end of what is allowed.
+
+strategies:
+  guided exact nearest-unlike nice nice-proximity growing-spheres sedc dice wachter
 """,
     )
     _subject(p)
@@ -212,6 +220,20 @@ counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that n
     q.add_argument(
         "--margin", type=positive, default=1e-4, metavar="M", help="by how many logits at least (default: 1e-4)"
     )
+    q.add_argument(
+        "--min-prob", type=probability, metavar="P", help="the probability that the class is to reach (default: any)"
+    )
+    q.add_argument("--max-changes", type=count, metavar="N", help="no more features than this may change")
+    q.add_argument(
+        "--count", type=count, default=1, metavar="N", help="how many, none with all changes of another (default: 1)"
+    )
+    q.add_argument(
+        "--distance",
+        choices=DISTANCES,
+        help="what is as small as can be: with l0+ first the number of features, then the norm (default: l0+l1)",
+    )
+    q.add_argument("--strategy", metavar="NAME", help="how it is looked for, see below (default: what suits best)")
+    q.add_argument("--time-limit", type=positive, metavar="S", help="seconds; what was found by then is told")
     q.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
     q.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")
     _manner(p)
@@ -380,6 +402,14 @@ def positive(text: str) -> float:
     value = number(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def probability(text: str) -> float:
+    """A number between 0 and 1."""
+    value = number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a probability between 0 and 1, got {text!r}")
     return value
 
 

@@ -10,7 +10,8 @@ from ..engine.packing import finest
 from ..engine.probe import Door
 from ..engine.scores import Everything
 from ..perturb.gates import gated
-from ..perturb.goals import Goal, Leave, Reach, Surely, as_logits
+from ..perturb.goals import Leave, Reach, Surely, as_logits
+from .pairs import Pairs
 from .words import PROVED
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def path(result: "CounterfactualResult", example: int, title: str | None) -> "Fi
     from ..plot import ways
 
     steps = result.steps(example)
-    pairs = result.at([example]).pairs
+    some = result.at([example])
+    pairs = Pairs(**some.asked(some.goal))
     gates = gated(pairs.f, pairs.features, lambda _: pairs.after)
     home = gates.point
     order = [result.names.index(s.feature) for s in steps]
@@ -116,10 +118,14 @@ DRAWN: dict[str, Callable[["CounterfactualResult", int, str | None], "Figure"]] 
 
 
 def _note(result: "CounterfactualResult", example: int) -> str:
-    if result.proved[example] == "nothing":
+    if not result.valid[example] or not result.changed[example].any():
         return result.message(example)
-    before, after = (f"{float(v[example]):.3g}" for v in (result.before, result.margin))
-    return f"{result.proved[example]}: {PROVED[result.proved[example]]}; margin {before} before, {after} after"
+    proof, (before, after) = (
+        result.proved[example],
+        (f"{float(v[example]):.3g}" for v in (result.before, result.margin)),
+    )
+    told = PROVED[proof] if proof == "nothing" else f"{proof}: {PROVED[proof]}"
+    return f"{told}; margin {before} before, {after} after"
 
 
 def _picture(result: "CounterfactualResult") -> bool:
@@ -128,7 +134,7 @@ def _picture(result: "CounterfactualResult") -> bool:
 
 
 def _of_classes(result: "CounterfactualResult") -> bool:
-    return isinstance(result.probe.of, Goal) and isinstance(result.probe.of.plain, Leave | Reach | Surely)
+    return isinstance(result.goal, Leave | Reach | Surely)
 
 
 def _answers(result: "CounterfactualResult", classes: Sequence[str]) -> list[list[str]]:

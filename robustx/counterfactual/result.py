@@ -157,7 +157,9 @@ class CounterfactualResult:
         if self.status[example] != VALID:
             return self.message(example)
         n = int(self.n_changed[example])
-        return f"{n} of {len(self.names)} features change{'s' if n == 1 else ''}; proved: {self.proved[example]}"
+        proof = self.proved[example]
+        told = "nothing is proved" if proof == "nothing" else f"proved: {proof}"
+        return f"{n} of {len(self.names)} features change{'s' if n == 1 else ''}; {told}"
 
     def verify(self, forward_func: Callable[..., Any] | None = None) -> Tensor:
         """Whether each counterfactual reaches the goal, asked from scratch and one row at a time [B].
@@ -197,13 +199,11 @@ class CounterfactualResult:
     @property
     def pairs(self) -> Pairs:
         """Inputs and counterfactuals as those of any origin: what of them is needed, and how near they can come."""
-        return Pairs(**self._asked)
+        return Pairs(**self.asked(self.probe.of))
 
-    @property
-    def _asked(self) -> dict[str, Any]:
-        """What functions of counterfactuals of any origin are told: the question, once more."""
+    def asked(self, goal: Any) -> dict[str, Any]:
+        """What functions of counterfactuals of any origin are told: the question once more, with a goal of all."""
         f, rows = self.probe, self.rows
-        assert isinstance(f.of, Goal)
 
         def follow(v: Any) -> Any:
             return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == f.examples else v
@@ -214,7 +214,7 @@ class CounterfactualResult:
             "forward_func": f.model,
             "x": self.inputs,
             "x_cf": self.counterfactual,
-            "target": f.of if torch.equal(rows, f.everyone) else Whose(rows, f.of),
+            "target": goal if torch.equal(rows, f.everyone) else Whose(rows, goal),
             "additional_forward_args": tuple(map(follow, f.args)) or None,
             "additional_forward_kwargs": {k: follow(v) for k, v in f.kwargs.items()},
         } | (own | {"names": self.names} if self.schema is None else {"schema": self.schema})
@@ -229,11 +229,17 @@ class CounterfactualResult:
 
     def certify(self, level: Level = "single", *, reference: Any = None, **told: Any) -> Certificate:
         """What can be proved of the changes by trying sets of them, see :func:`certify`."""
-        return certify(level=level, reference=reference, **self._asked, **told)
+        return certify(level=level, reference=reference, **self.asked(self.probe.of), **told)
 
     def explain(self, method: Method = "auto", **told: Any) -> ChangeExplanation:
         """What each change does to the margin, by Shapley values or on the way, see :func:`explain_change`."""
-        return explain_change(method=method, **self._asked, **told)
+        return explain_change(method=method, **self.asked(self.goal), **told)
+
+    @property
+    def goal(self) -> Goal:
+        """What was to be reached, without what else was demanded, such as being plausible."""
+        assert isinstance(self.probe.of, Goal)
+        return self.probe.of.plain
 
     def plot(
         self,

@@ -97,6 +97,46 @@ def test_no_counterfactual_is_exit_code_1(run, tmp_path):
     assert not (tmp_path / "other" / "counterfactual.png").exists()
 
 
+def test_several_counterfactuals_each_with_other_features(run, tmp_path):
+    said = run("counterfactual", "breast-cancer", "--row", 3, "--count", 3, "--margin", 0.5, "--out", "other")
+    told = json.loads((tmp_path / "other" / "counterfactual.json").read_text())
+    assert said.code == 0 and said.out.count("Or else it would be malignant") == 2
+    model, data = zoo.load("breast-cancer")
+    tensors = load_file(tmp_path / "other" / "counterfactual.safetensors")
+    out = model(data.x[3:4])[0].detach()
+    assert told["margin_before"] == pytest.approx(float(out[0] - out[1]), abs=1e-5)
+    every, sets = [told, *told["alternatives"]], set()
+    for k, one in enumerate(every):
+        out = model(tensors["counterfactual" + (f"_{k}" if k else "")])[0].detach()
+        assert one["margin"] == pytest.approx(float(out[0] - out[1]), abs=1e-5) and one["margin"] >= 0.5
+        sets.add(frozenset(c["feature"] for c in one["changes"]))
+    assert len(sets) == 3 and not any(a < b for a in sets for b in sets)
+    with (tmp_path / "other" / "changes.csv").open(newline="") as file:
+        lines = [(int(line["rank"]), line["feature"]) for line in csv.DictReader(file)]
+    assert lines == [(k, c["feature"]) for k, one in enumerate(every) for c in one["changes"]]
+
+
+def test_a_probability_a_distance_and_a_number_of_changes_are_kept_to(run):
+    asked = ("counterfactual", "breast-cancer", "--row", 5, "--json", "--min-prob", 0.9)
+    few, near = (json.loads(run(*asked, "--distance", d).out) for d in ("l0+l2", "l2"))
+    assert few["counterfactual_probability"] > 0.9 and near["counterfactual_probability"] > 0.9
+    assert len(few["changes"]) <= len(near["changes"])
+    one = json.loads(run(*asked, "--max-changes", len(few["changes"]) - 1 or 1).out)
+    assert len(one["changes"]) <= (len(few["changes"]) - 1 or 1)
+
+
+def test_what_was_not_found_is_said_in_words(run):
+    said = run("counterfactual", "breast-cancer", "--row", 3, "--min-prob", 0.99, "--replace", 0)
+    assert said.code == 1
+    assert "another answer than benign with more than 0.99. Not found: the nearest try was" in said.out
+    said = run("counterfactual", "digits", "--row", 3, "--replace", 0, "--segments", 1, "--min-prob", 0.9999999)
+    assert said.code == 1 and "Infeasible: no allowed change reaches the goal, which is proved" in said.out
+    told = json.loads(run("counterfactual", "digits", "--replace", 0, "--segments", 1, "--count", 2, "--json").out)
+    assert told["alternatives"][0]["status"] == "infeasible"
+    said = run("counterfactual", "digits", "--row", 3, "--time-limit", 1e-9)
+    assert said.code == 1 and "Out of time" in said.out
+
+
 @pytest.mark.parametrize("data", ["images", "series", "table"])
 def test_counterfactuals_of_your_own(data, run):
     assert run("counterfactual", "--model", "mine:net", "--data", f"mine:{data}").code in (0, 1)

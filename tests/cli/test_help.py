@@ -9,7 +9,8 @@ import pytest
 
 from robustx import __version__, attacks
 from robustx.cli import explain
-from robustx.cli.parser import parse
+from robustx.cli.parser import DISTANCES, parse
+from robustx.counterfactual import explainer
 
 COMMANDS = ("evaluate", "attack", "counterfactual", "explain", "report", "doctor")
 HERE = Path(__file__).parents[2]
@@ -45,6 +46,7 @@ def test_help_names_all_commands(run):
 def test_help_names_all_attacks_and_methods(run):
     assert all(name in run("attack", "--help").out for name in attacks.ATTACKS)
     assert all(name in run("explain", "--help").out for name in explain.METHODS)
+    assert tuple(explainer.DISTANCES) == DISTANCES
 
 
 @pytest.mark.parametrize("argv", [("--help",), ("--version",), *((c, "--help") for c in COMMANDS)], ids=" ".join)
