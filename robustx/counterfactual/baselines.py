@@ -289,8 +289,9 @@ def _descended(
         raise ArgumentError("there is no gradient to follow here; choose another strategy, such as 'growing-spheres'")
     f = box.probe
     if isinstance(domain, Table):
-        assert isinstance(f.at, Moved)
-        f = f.to(at=Kept(**vars(f.at), table=domain, movable=task.movable))
+        at = f.at
+        assert isinstance(at, Moved)
+        f = f.to(at=Kept(at.start, at.unit, at.low, at.high, at.packing, domain, task.movable))
     region = box.within(rows, task.movable[rows]).to(norm=box.norm)
     found = weigh(f, region, rows, start, weight, RATE * region.radius, away, LONG * box.steps)
     z = torch.where(found.success[:, None], found.z, start)
