@@ -441,7 +441,8 @@ def answer(
     fewest, x = 0, None
 
     def ask(space: Space, aim: Aim, most: int | None) -> tuple[Question, Solved]:
-        question = Question(net, space, ways, by, bounds(space, deadline), aim, most)
+        third = monotonic() + (deadline - monotonic()) / 3  # bounds are a means only
+        question = Question(net, space, ways, by, bounds(space, third), aim, most)
         return question, question.solve(deadline - monotonic())
 
     if few:
