@@ -67,6 +67,7 @@ MORE = [
     ("attack_folder", ["--size", "64", "--steps", "5"], "read back, 4 of 4", "changed/astronaut.png"),
     ("attack_table", ["--keep", "alcohol", "--norm", "L0"], "row 1: 0 becomes 1 at L0 1", None),
     ("attack_table", ["wine.csv", "--norm", "Linf", "--rows", "2"], "learnt 100% of 4 rows", None),
+    ("loan_counterfactual", [], "It would have been a yes", "loan/loan_waterfall.png"),
     ("evaluate_robustness", [*MINE, "--steps", "3", "--eps", "0.1"], "mine:net", "runs/example/report.html"),
 ]
 

@@ -12,7 +12,6 @@ from ..engine.scores import Everything
 from ..perturb.gates import gated
 from ..perturb.goals import Leave, Reach, Surely, as_logits
 from .pairs import Pairs
-from .words import PROVED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,12 +119,8 @@ DRAWN: dict[str, Callable[["CounterfactualResult", int, str | None], "Figure"]] 
 def _note(result: "CounterfactualResult", example: int) -> str:
     if not result.valid[example] or not result.changed[example].any():
         return result.message(example)
-    proof, (before, after) = (
-        result.proved[example],
-        (f"{float(v[example]):.3g}" for v in (result.before, result.margin)),
-    )
-    told = PROVED[proof] if proof == "nothing" else f"{proof}: {PROVED[proof]}"
-    return f"{told}; margin {before} before, {after} after"
+    before, after = (f"{float(v[example]):.3g}" for v in (result.before, result.margin))
+    return f"{result.summary(example).partition('; ')[2]}; margin {before} before, {after} after"
 
 
 def _picture(result: "CounterfactualResult") -> bool:
