@@ -24,7 +24,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from robustx import zoo
 from robustx.counterfactual import CounterfactualExplainer
 from robustx.perturb import nearest_unlike, superpixels
-from robustx.plot import TIGHT, image_counterfactual
+from robustx.plot import TIGHT
 
 
 def main() -> None:
@@ -54,24 +54,14 @@ def main() -> None:
 
     asked.out.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        before, after = (model(z).softmax(1) for z in (x, result.counterfactual))
+        was, now = (model(z).argmax(1).tolist() for z in (x, result.counterfactual))
     for i, name in enumerate(names):
-        was, now = (told(p[i], classes) for p in (before, after))
-        print(f"  {name}: {was[0]}; {result.status[i]}" + (f", then {now[0]}" if result.valid[i] else ""))
-        regions = parts[i, 0]
-        shares = result.contributions[i][regions]
-        title = f"{name}: {int(result.n_changed[i])} of {int(regions.max()) + 1} parts give way ({asked.reference})"
-        words = title, "\n".join(was), "\n".join(now)
-        figure = image_counterfactual(x[i], result.counterfactual[i], shares, regions, (0, 1), words)
+        then = f", then {zoo.class_name(classes, now[i])}" if result.valid[i] else ""
+        print(f"  {name}: {zoo.class_name(classes, was[i])}; {result.status[i]}{then}")
+        title = f"{name}: {int(result.n_changed[i])} of {int(parts[i].max()) + 1} parts give way ({asked.reference})"
+        figure = result.plot("image", i, title=title, classes=classes, bounds=(0, 1))
         figure.savefig(asked.out / f"{name}.png", **TIGHT)
     print(f"{int(result.valid.sum())} of {len(x)} become something else; written to {asked.out}/")
-
-
-def told(probabilities: torch.Tensor, classes: list[str]) -> list[str]:
-    """The likeliest two classes in words."""
-    likely = probabilities.topk(2)
-    found = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-    return [f"{zoo.class_name(classes, k)} ({p:.1%})" for k, p in found]
 
 
 def read(folder: Path | None, size: int) -> tuple[list[str], torch.Tensor]:

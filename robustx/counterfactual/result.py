@@ -209,7 +209,9 @@ class CounterfactualResult:
             return v[rows.to(v.device)] if isinstance(v, Tensor) and v.ndim and len(v) == f.examples else v
 
         ids = self.features.ids if self.features.shared else self.features.ids[rows]
-        own: dict[str, Any] = {"feature_mask": f.to(at=Input()).packing.split(ids.reshape(-1, self.features.size))}
+        mask = f.to(at=Input()).packing.split(ids.reshape(-1, self.features.size))
+        left = torch.isin(self.features.known, ids).tolist()  # pictures may be cut into more parts than these are
+        own = {"feature_mask": mask, "names": [n for n, here in zip(self.names, left, strict=True) if here]}
         return {
             "forward_func": f.model,
             "x": self.inputs,
@@ -217,7 +219,7 @@ class CounterfactualResult:
             "target": goal if torch.equal(rows, f.everyone) else Whose(rows, goal),
             "additional_forward_args": tuple(map(follow, f.args)) or None,
             "additional_forward_kwargs": {k: follow(v) for k, v in f.kwargs.items()},
-        } | (own | {"names": self.names} if self.schema is None else {"schema": self.schema})
+        } | (own if self.schema is None else {"schema": self.schema})
 
     def prune(self, budget: int = 512) -> Pairs:
         """Without the changes that are not needed, see :func:`prune`."""

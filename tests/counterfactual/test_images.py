@@ -91,3 +91,17 @@ def test_a_reference_by_name_replaces_whole_squares(name):
     assert torch.equal(result.counterfactual[~shut], x[~shut])
     assert torch.equal(result.verify(), result.valid)
     torch.testing.assert_close(result.contributions.sum(1).to(result.margin), result.margin - result.before)
+
+
+def test_pictures_that_are_cut_into_fewer_parts_than_others_are_told_of_one_by_one():
+    x = TEST.x[:3]
+    parts = torch.cat([superpixels(x[i : i + 1], "grid", n) for i, n in enumerate((16, 4, 9))])
+    result = CounterfactualExplainer(MODEL, reference=0.0).generate(x, feature_mask=parts)
+    assert result.valid.all()
+    for i, n in enumerate((16, 4, 9)):
+        pairs = result.at([i]).pairs
+        assert pairs.names == result.names[:n] and torch.equal(pairs.changed[0], result.changed[i, :n])
+        shown = [axes.images[0].get_array() for axes in result.plot("image", i).axes[:4]]
+        assert torch.allclose(torch.tensor(shown[1]), result.counterfactual[i, 0])
+        did = torch.tensor(shown[3])
+        assert torch.allclose(did, result.contributions[i][parts[i, 0]].to(did.dtype))
