@@ -20,6 +20,7 @@ from ..perturb.norms import Norm
 from . import drawing
 from .certificate import Certificate, Level, certify
 from .explain import ChangeExplanation, Method, explain_change
+from .metrics import evaluate
 from .pairs import Pairs
 from .schema import FeatureSchema
 from .words import Step
@@ -236,6 +237,11 @@ class CounterfactualResult:
     def explain(self, method: Method = "auto", **told: Any) -> ChangeExplanation:
         """What each change does to the margin, by Shapley values or on the way, see :func:`explain_change`."""
         return explain_change(method=method, **self.asked(self.goal), **told)
+
+    def evaluate(self, **told: Any) -> "pd.DataFrame":
+        """Measured by any metrics, alternatives as well, see :func:`evaluate`; what was not found is missing."""
+        asked = self.asked(self.goal) | {"x_cf": self}
+        return evaluate(**{name: v for name, v in asked.items() if name != "names"} | told)
 
     @property
     def goal(self) -> Goal:

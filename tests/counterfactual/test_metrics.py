@@ -566,6 +566,17 @@ def test_results_of_searches():
     assert told.l0[result.valid.numpy()].tolist() == result.n_changed[result.valid].tolist()
 
 
+def test_results_measure_themselves():
+    result = CounterfactualExplainer(CREDIT.model, SCHEMA).generate(CREDIT.x, min_prob=0.55, n=2)
+    names = ["valid", "l0", "gower", "n_violations", "count_diversity", "knn"]
+    told = result.evaluate(data=CREDIT.data, metrics=names)
+    want = evaluate(CREDIT.model, CREDIT.x, result, min_prob=0.55, schema=SCHEMA, data=CREDIT.data, metrics=names)
+    pd.testing.assert_frame_equal(told, want)
+    assert told.valid.sum() > 7 and not told.n_violations.any() and told.count_diversity.max() > 0
+    some = result.at([4, 1]).evaluate(data=CREDIT.data, metrics=names)
+    assert np.array_equal(some, told.loc[[4, 1]], equal_nan=True)
+
+
 def test_alternatives_are_further_counterfactuals():
     first, second = (
         SimpleNamespace(counterfactual=z, valid=v, alternatives=())
