@@ -15,7 +15,9 @@ from torch import nn
 
 from robustx.counterfactual import CounterfactualExplainer, Feature, FeatureSchema, Linear
 from robustx.counterfactual.exact import exact
-from robustx.engine.affine import Unreadable
+from robustx.counterfactual.programme import Space, answer
+from robustx.engine import Everything, Probe
+from robustx.engine.affine import Unreadable, read
 from robustx.perturb.goals import Between, Leave
 
 NORMS = {"l1": "L1", "l2": "L2", "linf": "Linf", "l0+l1": "L0"}
@@ -258,6 +260,39 @@ def test_float32_models_keep_what_was_proved():
     assert torch.equal(result.n_changed, wide.n_changed)
     assert (result.margin >= BY)[result.valid].all()
     assert result.counterfactual.dtype == torch.float32
+
+
+@pytest.mark.parametrize("aim", ["L1", "Linf"])
+def test_units_costs_and_sums_are_those_of_a_linear_programme(aim):
+    draw, statuses = np.random.default_rng(0), []
+    part = np.array([0, 0, 1, 2, 2])
+    for _ in range(20):
+        home, room = draw.uniform(-50, 50, 5), draw.uniform(0, 30, (2, 5))
+        sums = draw.normal(size=(2, 5))
+        least = sums @ home - draw.uniform(0, 5, 2)
+        cost, slope, far = draw.uniform(0.1, 2, 5), draw.normal(size=5), draw.uniform(0, 60)
+        model = nn.Linear(5, 1).double()
+        model.load_state_dict({"weight": torch.from_numpy(slope)[None], "bias": torch.tensor([-slope @ home])})
+        net = read(Probe(model, (torch.zeros(1, 5, dtype=torch.float64),), Everything()))
+        way = net.out.weight.numpy(), net.out.bias.numpy() - far
+        movable = draw.random(5) < 0.85
+        space = Space(home, home - room[0], home + room[1], np.arange(5), movable, cost, part, sums=(sums, least))
+        told = answer(net, space, [way], 0.0, False, aim)
+        ways = np.r_[slope[None], sums]  # over the parts of a move that go up, and those that go down
+        above, most, sizes = -np.c_[ways, -ways], -np.r_[far, least - sums @ home], np.r_[cost, cost]
+        ends = np.c_[np.zeros(10), np.r_[room[1] * movable, room[0] * movable]]
+        if aim == "Linf":
+            member = np.equal.outer(np.arange(3), part) * cost
+            above = np.r_[np.c_[above, np.zeros((3, 1))], np.c_[member, member, -np.ones((3, 1))]]
+            most, sizes, ends = np.r_[most, np.zeros(3)], np.r_[np.zeros(10), 1], np.r_[ends, [[0, np.inf]]]
+        truth = linprog(sizes, above, most, bounds=ends)
+        statuses.append(told.status)
+        assert (told.status == "infeasible") == (truth.status == 2)
+        if told.x is not None:
+            assert space.size(told.x, aim) == pytest.approx(truth.fun, rel=1e-7)
+            assert told.least == pytest.approx(truth.fun, rel=1e-6)
+            assert (sums @ told.x >= least - 1e-7).all()
+    assert set(statuses) == {"optimal", "infeasible"}
 
 
 # --- other ways to change ---------------------------------------------------------------------------------
