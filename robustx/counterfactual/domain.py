@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attacks.base import Found
-from ..attacks.gradient import pgd
+from ..attacks.gradient import likeliest, pgd
 from ..attacks.search import shrunk, way_back
 from ..attribution.ablation import feature_ablation
 from ..attribution.coalitions import Coalitions
@@ -20,6 +20,7 @@ from ..engine.probe import ModelError, Probe
 from ..engine.sites import Call, Site
 from ..perturb.features import Partition
 from ..perturb.gates import Gates, gated
+from ..perturb.goals import Leave, Reach
 from ..perturb.norms import L1, Linf, Norm
 from ..perturb.references import Reference
 from ..perturb.region import Region
@@ -29,6 +30,7 @@ NODES = gauss_legendre(16)  # enough to rank features, which is all that is aske
 VALUES = 7  # of a feature that are tried where there is no gradient to follow
 EXAMPLES = 5  # known ones whose values are tried besides
 ROUNDS = 12  # of halving the way home
+RIVALS = 2  # other classes that are climbed towards, where any will do
 
 
 class Domain(ABC):
@@ -60,6 +62,10 @@ class Domain(ABC):
     @abstractmethod
     def rankings(self) -> list[Tensor]:
         """Attributions [B, F] towards what the domain allows: the more, the sooner a feature should be tried."""
+
+    def farthest(self) -> list[Tensor]:
+        """Points [B, Z] with as large a margin as the domain allows, in several ways, if such can be looked for."""
+        return []
 
     @abstractmethod
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
@@ -289,11 +295,28 @@ class Move(Graded):
         if g is None:
             return [self.alone()]
         corner = free.step(self.home, g, free.radius)
-        most = pgd(f, free, everyone, self.steps, 2.5 * free.radius / self.steps, stop=False, quiet=True).z
-        tries = [end * mean_grad(f, self.home, end, NODES) for end in (most, corner)]
+        ways = [*self._climbs, (f, corner)]
+        tries = [end * mean_grad(way, self.home, end, NODES) for way, end in ways]
         tries.append(g * corner)
         ranks = [self.features.gather(a, everyone) for a in tries]
         return [torch.where((g == 0).all(1, keepdim=True), self.alone(), r) for r in ranks] if _flat(g) else ranks
+
+    @cached_property
+    def _climbs(self) -> list[tuple[Probe, Tensor]]:
+        """What is climbed, and where that leads if all may move: the goal, and where any other class will do, the two
+        likeliest ones as well, as the way to the one in front may be blocked or longer.
+        """
+        f, free, everyone = self.probe, self.box, self.probe.everyone
+        ways, goal = [f], f.of
+        if isinstance(goal, Leave) and f.examples:
+            classes = likeliest(f, everyone, RIVALS)
+            rivals = classes.unbind(1) if classes.shape[1] > 1 else ()
+            ways += [f.to(of=Reach(y, goal.loss, by=goal.by)) for y in rivals]
+        length = 2.5 * free.radius / self.steps
+        return [(g, pgd(g, free, everyone, self.steps, length, stop=False, quiet=True).z) for g in ways]
+
+    def farthest(self) -> list[Tensor]:
+        return [] if self.slope is None else [z for _, z in self._climbs]
 
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
         f, near = self.probe, self.within(rows, sets)

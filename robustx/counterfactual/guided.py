@@ -26,6 +26,9 @@ def guided(task: Task) -> None:
         return
     hopes = [a.masked_fill(~task.movable, -torch.inf) for a in domain.rankings()]
     clear = keeping_clear(hopes, task.banned)
+    for end in domain.farthest():  # from where searches within a set begin, if they fail from home
+        z = domain.back(end[todo], todo, ~task.movable[todo])
+        best.offer(todo, task.at(z, todo))
     _leading(task, todo, clear)
     drop(task)
     _others(task, todo, clear)
@@ -119,12 +122,15 @@ def _others(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
     can = movable.sum(1)
     most = movable.shape[1] if task.most is None else task.most
     known = torch.zeros_like(can)  # all sets of up to so many were tried
+    silent = ~torch.stack([(h > 0).any(1) for h in hopes]).any(0)  # no feature does anything alone
     for size in range(1, most + 1):
         left = todo[(best.count[todo] >= size) & (can[todo] >= size)]
         if not len(left):
             break
-        few = torch.tensor([comb(c, size) <= task.budget for c in can[left].tolist()], device=left.device)
-        few &= (known[left] == size - 1) & whole  # elsewhere a point for each set takes many passes
+        # elsewhere a point for each set takes many passes, which are for examples that no ranking leads anywhere
+        most_sets = task.budget if whole else task.budget // 8
+        few = torch.tensor([comb(c, size) <= most_sets for c in can[left].tolist()], device=left.device)
+        few &= known[left] == size - 1 if whole else (silent | ~best.found)[left]
         every, some = left[few], left[~few]
         for rows, sets in _every(every, movable, size):
             attempt(task, rows, sets)

@@ -81,6 +81,10 @@ class Table(Graded):
     def rankings(self) -> list[Tensor]:
         return self.relaxed.rankings()
 
+    def farthest(self) -> list[Tensor]:
+        rows, free = self.f.everyone, torch.ones_like(self.codes, dtype=torch.bool, device=self.f.device)
+        return [self.allowed(self.relaxed.there(z, rows), rows, free) for z in self.relaxed.farthest()]
+
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
         best = self._seen(start, rows)
         if self.relaxed.slope is not None:
@@ -89,8 +93,9 @@ class Table(Graded):
             there = self.relaxed.there(bold.z, rows)
             best = best.stronger(self._seen(self.allowed(there, rows, sets), rows))
         else:
-            for k in (torch.full_like(rows, i) for i in range(self.values)):
-                z = self.put(self.home[rows], rows, sets, self.options(rows, k))
+            options = (self.options(rows, torch.full_like(rows, k)) for k in range(self.values))
+            for there in (self.opposite[rows], *options):
+                z = self.put(self.home[rows], rows, sets, there)
                 best = best.stronger(self._seen(z, rows))
         return self.ascend(rows, sets, best)
 
@@ -102,6 +107,12 @@ class Table(Graded):
 
     def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
         return self.schema.project(z, self.home[rows], free)
+
+    @cached_property
+    def opposite(self) -> Tensor:
+        moves, everyone = self.relaxed.opposite, self.f.everyone
+        free = torch.ones(len(moves), self.features.count, dtype=torch.bool, device=self.f.device)
+        return self.allowed(self.relaxed.there(moves, everyone), everyone, free)
 
     @cached_property
     def values(self) -> int:
