@@ -213,7 +213,7 @@ class Moved(Site):
     Args:
         start: where they were [B, D].
         unit: what a move is counted in [1, D] or [B, D].
-        low, high: the box, which rounding may not leave.
+        low, high: the box, which rounding may not leave. Where it leaves out the start, what moves lands inside.
     """
 
     start: Tensor
@@ -232,8 +232,17 @@ class Moved(Site):
 
     def there(self, z: Tensor, rows: Tensor) -> Tensor:
         """Packed inputs [N, D]."""
-        moved = self.start[rows] + z * _of(self.unit, rows)
-        return torch.clamp(moved, _of(self.low, rows), _of(self.high, rows))
+        start, low, high = self.start[rows], _of(self.low, rows), _of(self.high, rows)
+        if self.apart:
+            still = z == 0
+            low = torch.where(still, torch.minimum(low, start), low)
+            high = torch.where(still, torch.maximum(high, start), high)
+        return torch.clamp(start + z * _of(self.unit, rows), low, high)
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether the box leaves out the start somewhere."""
+        return bool(((self.start < self.low) | (self.start > self.high)).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +252,8 @@ class Move(Graded):
     Args:
         f: the goal at the inputs.
         features: what moves together.
-        low, high: the box [1, D] or [B, D].
+        low, high: the box [1, D] or [B, D]; where it leaves out an example's own value, that may stay or change to one
+            inside.
         unit: what each element's move is counted in [1, D] or [B, D]: the least costly change is the smallest so.
         norm: how the cost of a change is measured.
         steps: of the ascent for each set.
@@ -286,6 +296,10 @@ class Move(Graded):
         """The region of some rows when only their sets may move, by no more than there is room for."""
         free = self.features.spread(sets.to(self.home), rows) > 0
         near = self.box.at(rows).to(free=free)
+        low, high = (
+            torch.where(free, end, end.clamp(*still)) for end, still in ((near.low, (None, 0)), (near.high, (0, None)))
+        )
+        near = near.to(low=low, high=high)
         room = torch.where(free, torch.maximum(-near.low, near.high), 0)
         return near.to(radius=room.amax(1) if room.shape[1] else near.radius)
 
@@ -360,7 +374,7 @@ class Move(Graded):
         return torch.where(self.features.spread(which.to(z), rows) > 0, there, z)
 
     def cost(self, z: Tensor, rows: Tensor) -> Tensor:
-        return self.norm.size(z)
+        return self.norm.size(self.points(self.there(z, rows), rows) if self._site.apart else z)
 
     def points(self, x: Tensor, rows: Tensor) -> Tensor:
         return (x - self.f.point[rows]) / _of(self.unit, rows)
@@ -377,8 +391,12 @@ class Move(Graded):
 
     def there(self, z: Tensor, rows: Tensor) -> Tensor:
         """Packed inputs [N, D] at some points."""
+        return self._site.there(z, rows)
+
+    @property
+    def _site(self) -> Moved:
         assert isinstance(self.probe.at, Moved)
-        return self.probe.at.there(z, rows)
+        return self.probe.at
 
     def inputs(self, z: Tensor) -> Tensors:
         return self.f.packing.unpack(self.there(z, self.f.everyone))

@@ -1,6 +1,6 @@
 """The one object that finds counterfactuals: what is asked about, how features may change, and by which strategy."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from time import monotonic
@@ -17,7 +17,7 @@ from ..engine.probe import Door, OutOfTime, Probe
 from ..engine.randomness import Noise, identities
 from ..engine.sites import Input
 from ..perturb.features import Partition, from_masks
-from ..perturb.goals import Goal
+from ..perturb.goals import Between, Goal
 from ..perturb.norms import NORMS, Norm
 from ..perturb.references import named
 from ..perturb.region import box, packed
@@ -30,11 +30,13 @@ from .domain import Domain, Move, Replace
 from .exact import exact
 from .guided import guided
 from .known import Known
+from .latent import Coded, Latent
 from .naming import movable_of, names_of
-from .plausible import Plausible, Wanted, within
+from .plausible import Limits, Plausible, Wanted
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
 from .robust import Ensemble, Robust
 from .schema import FeatureSchema
+from .spelling import box_of, fixed, permitted
 from .table import Table
 
 STRATEGIES: dict[str, Strategy] = {"guided": guided, "exact": exact, **BASELINES}
@@ -79,6 +81,7 @@ class CounterfactualExplainer:
             :class:`Prototype` of the examples that ``fit`` was given, or a function of the model's inputs to margins
             [N], above 0 where they will do; one or several. No weight: what is not plausible is not valid.
         robust: what they must survive: :class:`Ensemble`, :class:`Noisy`, or both; for a larger margin give ``by``.
+        latent: let the codes of an autoencoder move instead of the inputs, see :class:`Latent`.
 
     >>> import torch
     >>> model = torch.nn.Linear(3, 2)
@@ -107,16 +110,23 @@ class CounterfactualExplainer:
         batch_size: int | None = None,
         plausible: Wanted | Sequence[Wanted] = (),
         robust: Robust | Sequence[Robust] = (),
+        latent: Latent | None = None,
     ) -> None:
         if not callable(forward_func):
             raise ArgumentTypeError(f"forward_func must be callable, got {type(forward_func).__name__}")
         given = [
             n
-            for n, v in (("schema", schema), ("bounds", bounds), ("reference", reference), ("values", values))
+            for n, v in (
+                ("schema", schema),
+                ("bounds", bounds),
+                ("reference", reference),
+                ("values", values),
+                ("latent", latent),
+            )
             if v is not None
         ]
         if len(given) > 1:
-            raise ArgumentError(f"give one of schema, bounds, reference and values, got {' and '.join(given)}")
+            raise ArgumentError(f"give one of schema, bounds, reference, values and latent, got {' and '.join(given)}")
         if not given:
             raise ArgumentError(
                 "say how features may change: bounds=(0, 1) lets them move inside a box, reference='blur' (or a "
@@ -135,7 +145,7 @@ class CounterfactualExplainer:
         self.forward_func, self.schema, self.bounds, self.reference = forward_func, schema, bounds, reference
         self.values, self.strategy, self.distance, self.scale = values, strategy, distance, scale
         self.by, self.steps, self.budget, self.seed, self.batch_size = by, steps, budget, seed, batch_size
-        self.plausible, self.robust = plausible, robust
+        self.plausible, self.robust, self.latent = plausible, robust, latent
         for one in _several(plausible):
             if not isinstance(one, Plausible) and not callable(one):
                 raise ArgumentTypeError(f"plausible must be limits such as Neighbours(), or functions, got {one!r}")
@@ -224,9 +234,12 @@ class CounterfactualExplainer:
         features, told = self._features(f, feature_mask, door.names, names)
         least = goal.hair(before) if self.by is None else torch.full_like(before, self.by)
         known = self.known_.to(f.to(of=goal.firm(least), strict=False)) if hasattr(self, "known_") else None
-        demand = self._demanding(goal, f, known)
+        limits = Limits.of(_several(self.plausible), f, known, self.schema)
+        demand = limits.demand(self._surviving(goal, f))
         asked = f.to(of=demand, strict=False)
-        domain = self._domain(asked.to(of=demand.firm(least)), features, known)
+        domain = self._domain(asked.to(of=demand.firm(least)), features, known, limits)
+        if domain.features is not features and immutable:
+            raise ArgumentError("immutable features cannot be kept where codes move: leave it out, or give bounds")
         few, _ = DISTANCES[self.distance]
         results: list[CounterfactualResult] = []
         banned: list[Tensor] = []
@@ -234,7 +247,7 @@ class CounterfactualExplainer:
             for again in range(whole("n", n, 1)):
                 task = Task(
                     domain,
-                    movable_of(features, told, immutable, f.everyone),
+                    movable_of(domain.features, told, immutable, f.everyone),
                     whole("budget", self.budget, 1),
                     Noise(self.seed, "counterfactual", identities(*f.inputs), restart=again),
                     few,
@@ -247,17 +260,60 @@ class CounterfactualExplainer:
                 banned.append(best.sets & best.found[:, None])
         return replace(results[0], alternatives=tuple(results[1:]))
 
-    def _demanding(self, goal: Goal, f: Probe, known: Known | None) -> Goal:
-        """The goal, with all that counterfactuals are to be like and to survive."""
+    def _surviving(self, goal: Goal, f: Probe) -> Goal:
+        """The goal, with all that counterfactuals are to survive."""
         for one in _several(self.robust):
             goal = one.demand(goal, f, self.schema, self.seed)
-        plausible = _several(self.plausible)
-        return within(goal, f, plausible, known, self.schema) if plausible else goal
+        return goal
 
     @property
     def _others(self) -> list[Any]:
-        """The models of ensembles."""
-        return [m for one in _several(self.robust) if isinstance(one, Ensemble) for m in one.models]
+        """Models beside the one that is asked about."""
+        coders = [] if self.latent is None else [self.latent.encode, self.latent.decode]
+        return [*coders, *(m for one in _several(self.robust) if isinstance(one, Ensemble) for m in one.models)]
+
+    def generate_counterfactuals(
+        self,
+        query_instances: Any,
+        total_CFs: int = 1,
+        desired_class: Any = "opposite",
+        desired_range: tuple[float, float] | None = None,
+        permitted_range: Mapping[Any, Any] | None = None,
+        features_to_vary: Literal["all"] | Sequence[int | str] = "all",
+        stopping_threshold: float | None = None,
+        **told: Any,
+    ) -> CounterfactualResult:
+        """:meth:`generate`, for those who know dice-ml's names of its arguments.
+
+        Args:
+            query_instances: as ``x``.
+            total_CFs: as ``n``.
+            desired_class: ``"opposite"`` (any other), or as ``target``.
+            desired_range: of a model of numbers, (lowest, highest) output.
+            permitted_range: for columns by name or number (lowest, highest), for categories a list of them.
+            features_to_vary: the only ones that may change.
+            stopping_threshold: as ``min_prob``.
+            told: what else :meth:`generate` takes.
+
+        Raises:
+            ArgumentError: no such feature; ranges of what is no table.
+        """
+        explainer, x, names = self, self._encoded(query_instances), told.get("names")
+        if permitted_range is not None:
+            explainer = type(self)(**self.get_params())
+            vars(explainer).update(vars(self))
+            if self.schema is not None:
+                explainer.schema = permitted(self.schema, permitted_range)
+            elif self.bounds is not None:
+                explainer.bounds = box_of(self.bounds, permitted_range, x, names)
+            else:
+                raise ArgumentError("permitted_range is for tables: give bounds or a schema")
+        if features_to_vary != "all":
+            known = self.schema.names if self.schema is not None else names
+            told["immutable"] = fixed(features_to_vary, known, x, told.get("feature_mask"))
+        target: Any = Between(*desired_range) if desired_range is not None else desired_class
+        target = "other" if isinstance(target, str) and target == "opposite" else target
+        return explainer.generate(x, target, n=total_CFs, min_prob=stopping_threshold, **told)
 
     def _sought(self, task: Task, f: Probe, began: float, limit: float | None) -> tuple[Best, bool]:
         """The best, and whether the time was enough."""
@@ -293,11 +349,20 @@ class CounterfactualExplainer:
         after, miss = (domain.inputs(torch.where(found == good, best.z, domain.home)) for good in (True, False))
         before, margin = (g.score for g in (f, f.to(inputs=after, strict=False)))
         start, end = (before, margin) if asked.of is f.of else (asked.score, asked.to(inputs=after).score)
-        sets = best.sets & found
+        sets, edge, coded = (
+            best.sets & found,
+            domain.edge(torch.where(found, domain.home, best.z)),
+            isinstance(domain, Coded),
+        )
+        if coded:  # found among codes, told of the features that these change
+            moved = f.packing.pack(after) != f.point
+            sets = features.gather(moved.to(f.point), f.everyone) > 0
+            edge = torch.zeros_like(sets)
         shares = shares_of_change(f.to(at=Input(), strict=False), features, after, sets)
         assert f.meter is not None
         there = start - least > 0
         status, proved = _status(best, end, there, ended), _proofs(best, end, task.irreducible())
+        proved = ("nothing",) * len(proved) if coded else proved
         spent = f.meter.take()
         return CounterfactualResult(
             inputs=x,
@@ -308,7 +373,7 @@ class CounterfactualExplainer:
             before=before,
             nearest=torch.maximum(best.margin + least, start),
             miss=door.out(miss),
-            binding=domain.edge(torch.where(found, domain.home, best.z)),
+            binding=edge,
             changed=sets,
             cost=torch.where(best.found, best.cost, 0),
             contributions=shares.to(before.device),
@@ -338,8 +403,10 @@ class CounterfactualExplainer:
         features = from_masks(mask, f.inputs, inputs)
         return features, names_of(features, names)
 
-    def _domain(self, f: Probe, features: Partition, known: Known | None) -> Domain:
+    def _domain(self, f: Probe, features: Partition, known: Known | None, limits: Limits) -> Domain:
         _, norm = DISTANCES[self.distance]
+        if self.latent is not None:
+            return self.latent.domain(f, norm, self.steps)
         if self.reference is not None:
             return Replace(f, features, named(self.reference))
         if self.values is not None:
@@ -351,6 +418,7 @@ class CounterfactualExplainer:
         unit = high - low if self.scale is None else packed(self.scale, f, "scale")
         if not bool((unit >= 0).all()):
             raise ArgumentError(f"scale must not be negative, got {float(unit.min()):g}")
+        low, high = limits.box(low, high)
         return Move(f, features, low, high, unit.clamp(min=1e-12), norm, self.steps, known)
 
 

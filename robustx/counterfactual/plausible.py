@@ -1,9 +1,8 @@
 """What makes a counterfactual plausible, as limits that it keeps to: never a weight that is paid off by others."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -232,27 +231,47 @@ Wanted = Plausible | Callable[..., Tensor]
 """A limit that is learnt, or a function of the model's inputs [N, ...] to margins [N], above 0 where they will do."""
 
 
-def within(goal: Goal, f: Probe, wanted: Sequence[Wanted], known: Known | None, schema: FeatureSchema | None) -> Goal:
-    """The goal, as far as it is reached plausibly.
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What counterfactuals of some examples are to be like.
 
-    Raises:
-        ArgumentError: nothing is known; inputs are no numbers.
+    Args:
+        wanted: what was asked for.
+        crowd: what is known; None: nothing.
     """
-    limits: list[Limit] = []
-    crowd: Crowd | None = None
-    for one in wanted:
-        if not isinstance(one, Plausible):
-            limits.append(_own(one))
-            continue
-        if known is None:
-            raise ArgumentError(f"plausible={one!r} is learnt from known examples: give them to fit(X) first")
-        crowd = Crowd.of(known, f, schema) if crowd is None else crowd
-        limits.append(one.limit(crowd))
-    return Within(goal, tuple(limits))
 
+    wanted: tuple[Wanted, ...]
+    crowd: Crowd | None
 
-def _own(margin: Callable[..., Any]) -> Limit:
-    return lambda inputs, rows: one_each(margin(*inputs), rows)
+    @classmethod
+    def of(cls, wanted: tuple[Wanted, ...], f: Probe, known: Known | None, schema: FeatureSchema | None) -> "Limits":
+        """Raises ArgumentError: something is to be learnt, and nothing is known."""
+        learnt = [w for w in wanted if isinstance(w, Plausible)]
+        if learnt and known is None:
+            raise ArgumentError(f"plausible={learnt[0]!r} is learnt from known examples: give them to fit(X) first")
+        return cls(wanted, Crowd.of(known, f, schema) if learnt and known is not None else None)
+
+    def demand(self, goal: Goal) -> Goal:
+        """The goal, as far as it is reached plausibly."""
+        if not self.wanted:
+            return goal
+        return Within(goal, tuple(self._limit(w) for w in self.wanted))
+
+    def _limit(self, wanted: Wanted) -> Limit:
+        if not isinstance(wanted, Plausible):
+            return lambda inputs, rows: one_each(wanted(*inputs), rows)
+        assert self.crowd is not None
+        return wanted.limit(self.crowd)
+
+    def box(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """A box [1 or B, D] without the values that quantiles rule out; where none is left, only the example's own."""
+        for w in self.wanted:
+            if isinstance(w, Quantiles) and self.crowd is not None:
+                least, most = w.ends(self.crowd)
+                least, most = torch.maximum(least, low), torch.minimum(most, high)
+                none, own = least > most, self.crowd.f.point
+                low, high = torch.where(none, own, least), torch.where(none, own, most)
+        return low, high
 
 
 def _nearest(crowd: Crowd, inputs: Tensors, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:

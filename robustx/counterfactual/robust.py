@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..engine.checks import ArgumentError, ArgumentTypeError, whole
 from ..engine.probe import Probe
+from ..engine.randomness import Noise, identities
 from ..perturb.demands import Everywhere, Steady
 from ..perturb.goals import Goal
 from ..perturb.region import packed
@@ -58,7 +60,7 @@ class Noisy(Robust):
 
     sigma: float | Tensor
     share: float = 0.95
-    draws: int = 32
+    draws: int = 20
 
     def __post_init__(self) -> None:
         whole("draws", self.draws, 1)
@@ -79,3 +81,32 @@ def spread(sigma: float | Tensor, f: Probe, schema: FeatureSchema | None) -> Ten
         if p.block:
             told[:, p.columns] = 0
     return told
+
+
+def survival(
+    f: Probe,
+    z: Tensor,
+    rows: Tensor,
+    models: Sequence[Callable[..., Any]] | None,
+    sigma: Tensor | None,
+    draws: int,
+    seed: int,
+) -> Tensor:
+    """For what share of models and of fresh draws of noise points [N, D] still reach the goal [N].
+
+    Args:
+        f: the goal at the inputs.
+        z, rows: the points, and whose they are.
+        models: None: the model itself.
+        sigma: the deviation of the noise [1, D] or [B, D]; None: without.
+        draws: of the noise.
+        seed: of the draws, which differ from those that a search has seen.
+    """
+    noise = Noise(seed, "survival", identities(z))
+    shares = []
+    for model in (f.model,) if models is None else models:
+        g = f.to(model=model, strict=False)
+        for move in [torch.zeros_like(z)] if sigma is None else (noise.normal(z.shape[1], z) for _ in range(draws)):
+            width = 0 if sigma is None else sigma if len(sigma) == 1 else sigma[rows]
+            shares.append(g.value(z + width * move, rows) > 0)
+    return torch.stack(shares).double().mean(0)

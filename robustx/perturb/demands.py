@@ -134,7 +134,7 @@ class Steady(Demand):
 
     sigma: Tensor
     share: float = 0.95
-    draws: int = 32
+    draws: int = 20
     seed: int = 0
 
     @property
