@@ -6,12 +6,16 @@ from .certificate import Certificate, certify
 from .columns import Feature, Linear
 from .explain import ChangeExplanation, explain_change
 from .explainer import STRATEGIES, CounterfactualExplainer
+from .latent import Latent
 from .metrics import METRICS, Langevin, Metric, evaluate
 from .pairs import Pairs, prune, refine
+from .plausible import LOF, Neighbours, Plausible, Prototype, Quantiles
 from .result import CounterfactualResult
+from .robust import Ensemble, Noisy, Robust
 from .schema import FeatureSchema
 
 __all__ = [
+    "LOF",
     "METRICS",
     "STRATEGIES",
     "Benchmark",
@@ -20,12 +24,20 @@ __all__ = [
     "ChangeExplanation",
     "CounterfactualExplainer",
     "CounterfactualResult",
+    "Ensemble",
     "Feature",
     "FeatureSchema",
     "Langevin",
+    "Latent",
     "Linear",
     "Metric",
+    "Neighbours",
+    "Noisy",
     "Pairs",
+    "Plausible",
+    "Prototype",
+    "Quantiles",
+    "Robust",
     "benchmark",
     "certify",
     "evaluate",

@@ -22,6 +22,7 @@ from .certificate import Certificate, Level, certify
 from .explain import ChangeExplanation, Method, explain_change
 from .metrics import evaluate
 from .pairs import Pairs
+from .robust import spread, survival
 from .schema import FeatureSchema
 from .words import Step
 
@@ -178,6 +179,43 @@ class CounterfactualResult:
             alone = [f.value(z[i : i + 1], self.rows[i : i + 1]) for i in range(len(self))]
             return torch.cat(alone) > 0 if alone else self.valid
 
+    def robustness(
+        self,
+        models: Sequence[Callable[..., Any]] | None = None,
+        sigma: float | Tensor | None = None,
+        draws: int = 100,
+        seed: int = 0,
+    ) -> Tensor:
+        """For what share of other models, or of draws of noise, each counterfactual still reaches the goal [B].
+
+        It is 0 where none was found.
+
+        Args:
+            models: such as the same one trained anew; None: the model that was asked.
+            sigma: the deviation of Gaussian noise on the counterfactual, in the units of the inputs: a number, or a
+                tensor that broadcasts to what was asked about; categories have none. None: no noise.
+            draws: of the noise, other ones than a search has seen.
+            seed: of the draws.
+
+        Raises:
+            ArgumentError: neither models nor noise.
+        """
+        if models is None and sigma is None:
+            raise ArgumentError("robustness is against something: give models=[...], sigma=..., or both")
+        goal = self.probe.of
+        assert isinstance(goal, Goal)
+        f = self.probe.to(of=goal.plain)
+        around = None if sigma is None else spread(sigma, f, self.schema)
+        z = f.packing.pack(Door.open(self.counterfactual).inputs)
+        with untouched([f.model, *(models or ())]):
+            share = survival(f, z, self.rows, models, around, draws, seed)
+        return share * self.valid
+
+    @property
+    def all(self) -> tuple["CounterfactualResult", ...]:
+        """The counterfactuals and their alternatives."""
+        return (self, *self.alternatives)
+
     def to_dataframe(self, only_changes: bool = True) -> "pd.DataFrame":
         """One row for each feature that changes: ``example``, ``rank``, ``feature``, ``before``, ``after``, ``unit``
         and ``contribution``; rank 0 is the counterfactual, from 1 on come the alternatives.
@@ -192,7 +230,7 @@ class CounterfactualResult:
         """
         frame: Callable[..., pd.DataFrame] = optional("pandas", "tables").DataFrame
         told: list[tuple[Any, ...]] = []
-        for rank, result in enumerate((self, *self.alternatives)):
+        for rank, result in enumerate(self.all):
             shown = result.changed if only_changes else torch.ones_like(result.changed)
             told += [(i, rank, *result._step(i, j)) for i, j in shown.nonzero().tolist()]
         return frame(told, columns=["example", "rank", "feature", "before", "after", "unit", "contribution"])
