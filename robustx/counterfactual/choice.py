@@ -91,23 +91,37 @@ class Choose(Graded):
     def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
         return torch.where(free, z, 0)
 
+    @cached_property
+    def opposite(self) -> Tensor:
+        away, z = torch.zeros_like(self.home), self.home
+        for k in range(1, self.values):
+            there = torch.full_like(z, k)
+            size = self.features.gather(self._moves(there, self.f.everyone).abs(), self.f.everyone).to(away)
+            away, z = torch.maximum(away, size), torch.where(size > away, there, z)
+        return z
+
     def rankings(self) -> list[Tensor]:
         return [self.alone()]
 
     def attempt(self, rows: Tensor, sets: Tensor, start: Tensor) -> Found:
-        tries = [start, *(torch.where(sets, float(k), self.home[rows]) for k in range(1, self.values))]
+        tries = [start, torch.where(sets, self.opposite[rows], 0)]
+        tries += [torch.where(sets, float(k), self.home[rows]) for k in range(1, self.values)]
         best = Found.nothing(self.home[rows])
         for z in tries:
             best = best.stronger(Found(z, self.probe.value(z, rows).to(best.margin), self.cost(z, rows)))
         return self.ascend(rows, sets, best)
 
     def cost(self, z: Tensor, rows: Tensor) -> Tensor:
+        return self.norm.size(self._moves(z, rows)).to(z.dtype)
+
+    def _moves(self, z: Tensor, rows: Tensor) -> Tensor:
+        """By how much each element differs, in the inputs' units [N, D]; ids by 1."""
         there = self._inputs(z, rows)
         moves = [
             finest(a) - finest(t[rows]) if a.is_floating_point() else finest(a != t[rows])
             for a, t in zip(there, self.f.inputs, strict=True)
         ]
-        return self.norm.size(torch.cat([flat(m) for m in moves], 1)).to(z.dtype)
+        return torch.cat([flat(m) for m in moves], 1)
 
     def part(self, z: Tensor, rows: Tensor, which: Tensor, share: Tensor) -> Tensor:
         return torch.where(which & (share == 0)[:, None], 0, z)

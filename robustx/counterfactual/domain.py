@@ -28,7 +28,8 @@ from .known import Known
 
 NODES = gauss_legendre(16)  # enough to rank features, which is all that is asked of it
 VALUES = 7  # of a feature that are tried where there is no gradient to follow
-EXAMPLES = 5  # known ones whose values are tried besides
+EXAMPLES = 5  # nearest known ones whose values are tried besides
+QUANTILES = 15  # of all known ones' values that are, too
 ROUNDS = 12  # of halving the way home
 RIVALS = 2  # other classes that are climbed towards, where any will do
 
@@ -126,17 +127,25 @@ class Graded(Domain):
     def allowed(self, z: Tensor, rows: Tensor, free: Tensor) -> Tensor:
         """Where everything holds, near ``z`` [N, Z], when only some features are ``free`` [N, F]."""
 
+    @property
+    @abstractmethod
+    def opposite(self) -> Tensor:
+        """Points at which every feature is as far from home as it may be [B, Z]."""
+
     @cached_property
     def seen(self) -> Tensor:
-        """What the constraints leave of the nearest known examples that reach the goal, as points [B, k, Z]."""
+        """What the constraints leave of known examples, as points [B, k, Z]: of the nearest that reach the goal, and of
+        rows that share out the values of all of them evenly.
+        """
         f, known = self.probe, self.known
-        if known is None:
+        if known is None or not len(known):
             return self.home[:, None][:, :0]
-        told = []
-        for pick in known.nearest(self, f.everyone, EXAMPLES).unbind(1):
-            free = torch.ones(f.examples, self.features.count, dtype=torch.bool, device=f.device)
-            z = self.allowed(self.points(known.z[pick], f.everyone), f.everyone, free)
-            told.append(torch.where((pick >= 0)[:, None], z, self.home))
+        free = torch.ones(f.examples, self.features.count, dtype=torch.bool, device=f.device)
+        near = known.nearest(self, f.everyone, EXAMPLES)
+        share = (torch.arange(QUANTILES, device=f.device) + 0.5) / QUANTILES
+        rows = [torch.where((pick >= 0)[:, None], known.z[pick], f.point) for pick in near.unbind(1)]
+        rows += [v.expand(f.examples, -1) for v in known.z.sort(0).values[(share * len(known)).long()].unbind(0)]
+        told = [self.allowed(self.points(x, f.everyone), f.everyone, free) for x in rows]
         return torch.stack(told, 1)
 
     def alone(self) -> Tensor:
@@ -350,7 +359,8 @@ class Move(Graded):
         if len(left):
             these, sought = rows[left], best.at(left)
             seen = (self.put(self.home[these], these, sets[left], z) for z in self.seen[these].unbind(1))
-            for z in (start[left], *self._corners(near.at(left)), *seen):
+            far = self.put(self.home[these], these, sets[left], self.opposite[these])
+            for z in (start[left], far, *self._corners(near.at(left)), *seen):
                 sought = sought.stronger(Found(z, f.value(z, these).to(sought.margin), sought.size))
             best = best.put(left, self.ascend(these, sets[left], sought))
         return shrunk(f, near.to(norm=self.norm), rows, replace(best, size=self.cost(best.z, rows)))
@@ -359,6 +369,10 @@ class Move(Graded):
         """Points far from home to begin at where there is no gradient."""
         for share in (0.0, 1.0, 0.25, 0.75):
             yield near.anywhere(torch.full_like(near.centre, share))
+
+    @cached_property
+    def opposite(self) -> Tensor:
+        return torch.where(-self.box.low > self.box.high, self.box.low, self.box.high)
 
     @property
     def values(self) -> int:
