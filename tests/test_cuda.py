@@ -10,6 +10,7 @@ from robustx.attacks import ATTACKS, PGD, MinParamPerturbation, make
 from robustx.attribution import IntegratedGradients, LayerIntegratedGradients
 from robustx.counterfactual import CounterfactualExplainer, evaluate
 from robustx.engine import Noise, identities
+from robustx.perturb import nearest_unlike
 
 pytestmark = pytest.mark.gpu
 
@@ -76,6 +77,20 @@ def test_counterfactuals_agree_with_the_cpu():
     )
     assert torch.equal(there.changed.cpu(), here.changed)
     assert there.proved == here.proved
+
+
+@pytest.mark.parametrize("name", ["blur", "inpaint", "noise", "nearest unlike"])
+def test_what_gives_way_agrees_with_the_cpu(name):
+    mask = torch.arange(64).reshape(1, 1, 8, 8) // 4
+
+    def told(device):
+        reference = nearest_unlike(1 - batch(device)) if name == "nearest unlike" else name
+        explainer = CounterfactualExplainer(cnn(device), reference=reference)
+        return explainer.generate(batch(device), feature_mask=mask.to(device))
+
+    here, there = told("cpu"), told("cuda")
+    assert torch.equal(there.changed.cpu(), here.changed) and there.proved == here.proved
+    torch.testing.assert_close(there.counterfactual.cpu(), here.counterfactual)
 
 
 def test_measures_of_counterfactuals_agree_with_the_cpu():
