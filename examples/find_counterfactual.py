@@ -20,7 +20,7 @@ import torch
 from robustx import zoo
 from robustx.counterfactual import CounterfactualExplainer
 from robustx.perturb import superpixels
-from robustx.plot import TIGHT, image_counterfactual
+from robustx.plot import TIGHT
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     explainer = CounterfactualExplainer(model, bounds=one.bounds)
     result = explainer.generate(one.x, feature_mask=mask, names=names, immutable=asked.keep)
     if not result.valid[0]:
-        print(f"nothing was found; the nearest try was {-result.nearest[0]:.4f} logits short")
+        print(result.message(0))  # how near the search came, and what is in the way
         return
 
     with torch.inference_mode():
@@ -59,14 +59,11 @@ def main() -> None:
     won = result.margin[0] - result.before[0]
     print(f"  {'together':28} {result.contributions[0].sum():+8.3f}, the margin won is {won:+.3f}")
 
-    if mask is not None:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        cells = mask[0, 0]
-        shares = result.contributions[0][torch.searchsorted(mask.unique(), cells)]
-        title = f"{asked.model}: {was} becomes {now}"
-        figure = image_counterfactual(one.x[0], result.counterfactual[0], shares, cells, one.bounds, (title, was, now))
-        figure.savefig(asked.out / "counterfactual.png", **TIGHT)
-        print(f"written to {asked.out}/counterfactual.png")
+    # Before, after, what changed and what each region did; of tables the way from the old margin to the new one.
+    asked.out.mkdir(parents=True, exist_ok=True)
+    figure = result.plot(title=f"{asked.model}: {was} becomes {now}", classes=one.classes)
+    figure.savefig(asked.out / "counterfactual.png", **TIGHT)
+    print(f"written to {asked.out}/counterfactual.png")
 
 
 def values(one: zoo.Data, counterfactual: torch.Tensor, name: str) -> str:

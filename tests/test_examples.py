@@ -27,7 +27,7 @@ def test():
 
 RUNS = {  # name: arguments, what is printed, what is written
     "generate_adversarial": (["--limit", "8"], "right before: 8 of 8", "adversarial/adversarial.png"),
-    "find_counterfactual": ([], "radius error", None),
+    "find_counterfactual": ([], "radius error", "counterfactual/counterfactual.png"),
     "explain_prediction": (["--steps", "50"], "attributions add up to", "explanation/explanation.png"),
     "evaluate_robustness": (
         ["--limit", "8", "--steps", "3", "--eps", "0.1"],
