@@ -158,7 +158,7 @@ def _sparser(domain: Move | Table, found: Found, rows: Tensor, may: Tensor | Non
 def sedc(task: Task) -> None:
     """Features give way, in the order of a best-first search over sets of them, until the goal is reached.
 
-    Martens, Provost (MIS Quarterly 38, 2014), algorithm 1; Vermeire et al. (Pattern Analysis and Applications 25,
+    Martens, Provost (MIS Quarterly 38, 2014); Vermeire et al. (Pattern Analysis and Applications 25,
     2022), for pictures, and with a class to reach. The set with the largest margin is extended by each other feature
     alone; of the first sets that reach the goal the surest is taken. All examples and extensions are one batch; no more
     than twice as many sets are extended as there are features.
@@ -212,7 +212,7 @@ def _giving(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
 def wachter(task: Task) -> None:
     """The nearest point on the way down a distance plus what misses the goal, whose weight rises until it is reached.
 
-    Wachter, Mittelstadt, Russell (Harvard Journal of Law & Technology 31, 2018), eq. 2 and 4: moves are weighed by the
+    Wachter, Mittelstadt, Russell (Harvard Journal of Law & Technology 31, 2018), eq. 2: moves are weighed by the
     inverse of their features' median absolute deviation (of known examples, if there are any). A hinge on the margin
     stands for their squared error, as goals have margins.
     """
