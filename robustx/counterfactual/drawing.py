@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["table", "waterfall", "image", "path", "pareto"]
 POINTS = 65  # of a straight way
+MOST = 30  # changes that are drawn one by one
 
 
 def usual(result: "CounterfactualResult", example: int) -> Kind:
@@ -35,8 +36,7 @@ def table(result: "CounterfactualResult", example: int, title: str | None) -> "F
 
     blocks, notes = [], []
     for one in (result, *result.alternatives):
-        steps = one.steps(example)
-        blocks.append([[s.feature, s.arrow, f"{s.contribution:+.3g}"] for s in steps])
+        blocks.append([[feature, change, f"{won:+.3g}"] for feature, change, won in _drawn(one, example)])
         notes.append(_note(one, example))
     return words_table(blocks, ["feature", "change", "margin won"], title or result.summary(example), notes)
 
@@ -45,32 +45,30 @@ def waterfall(result: "CounterfactualResult", example: int, title: str | None) -
     """From the margin at the input to that at the counterfactual, one change after the other."""
     from ..plot import waterfall as drawn
 
-    steps = result.steps(example)
-    names = [f"{s.feature}: {s.arrow}" for s in steps]
-    title = title or result.summary(example)
-    return drawn(names, [s.contribution for s in steps], float(result.before[example]), title, MARGIN)
+    steps = _drawn(result, example)
+    names, won = [f"{feature}: {change}".removesuffix(": ") for feature, change, _ in steps], [w for *_, w in steps]
+    return drawn(names, won, float(result.before[example]), title or result.summary(example), MARGIN)
 
 
 def path(result: "CounterfactualResult", example: int, title: str | None) -> "Figure":
     """The margin on the straight way to the counterfactual, and on the walk of single changes, most helpful first."""
     from ..plot import ways
 
-    steps = result.steps(example)
+    names, order = [feature for feature, *_ in _drawn(result, example)], result.order(example)
     some = result.at([example])
     pairs = Pairs(**some.asked(some.goal))
     gates = gated(pairs.f, pairs.features, lambda _: pairs.after)
     home = gates.point
-    order = [result.names.index(s.feature) for s in steps]
-    walk = home.repeat(len(order) + 1, 1)
+    walk = home.repeat(len(names) + 1, 1)
     for i, feature in enumerate(order):
-        walk[i + 1 :, feature] = 1
+        walk[min(i + 1, len(names)) :, feature] = 1
     straight = walk[:0]
     if all(t.is_floating_point() for t in pairs.after):
         straight = torch.linspace(0, 1, POINTS, device=home.device, dtype=home.dtype)[:, None] * pairs.changed
     z = torch.cat([straight, walk])
     margins = finest(gates.value(z, torch.zeros(len(z), dtype=torch.long, device=z.device))).tolist()
     on, behind = margins[: len(straight)], margins[len(straight) :]
-    return ways(on, behind, [s.feature for s in steps], title or result.summary(example), MARGIN)
+    return ways(on, behind, names, title or result.summary(example), MARGIN)
 
 
 def pareto(result: "CounterfactualResult", example: int, title: str | None) -> "Figure":
@@ -114,6 +112,15 @@ DRAWN: dict[str, Callable[["CounterfactualResult", int, str | None], "Figure"]] 
     "path": path,
     "pareto": pareto,
 }
+
+
+def _drawn(result: "CounterfactualResult", example: int) -> list[tuple[str, str, float]]:
+    """What each change is, in words, and what it won; the least helpful ones together where there are too many."""
+    steps = [(s.feature, s.arrow, s.contribution) for s in result.steps(example)]
+    if len(steps) <= MOST:
+        return steps
+    rest = steps[MOST - 1 :]
+    return [*steps[: MOST - 1], (f"{len(rest)} more", "", sum(won for *_, won in rest))]
 
 
 def _note(result: "CounterfactualResult", example: int) -> str:

@@ -133,8 +133,12 @@ class CounterfactualResult:
 
         Values are those of the table in its own units where there is a schema, else the mean of the feature's elements.
         """
+        return [self._step(example, i) for i in self.order(example)]
+
+    def order(self, example: int) -> list[int]:
+        """The changed features of one example, the most helpful first."""
         which = self.changed[example].nonzero().squeeze(1).tolist()
-        return sorted((self._step(example, i) for i in which), key=lambda s: -s.contribution)
+        return sorted(which, key=lambda i: -float(self.contributions[example, i]))
 
     def _step(self, example: int, feature: int) -> Step:
         before, after = (v[example][feature] for v in self._values)
@@ -313,7 +317,7 @@ class CounterfactualResult:
         """
         some = [example] if isinstance(example, int) else list(example)
         if not some or not all(-len(self) <= i < len(self) for i in some):
-            raise ArgumentError(f"example must be from 0 to {len(self) - 1}, got {example!r}")
+            raise ArgumentError(f"example must be one of the {len(self)} of this result, got {example!r}")
         kind = drawing.usual(self, some[0]) if kind is None else kind
         if kind == "image":
             return drawing.image(self, some, title, classes, bounds)

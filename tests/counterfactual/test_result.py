@@ -55,9 +55,13 @@ def test_messages_say_what_became_of_each_example(found):
     assert "income from 1,000 to" in found.message(0) and found.message(0).count(" EUR") == 1
     assert found.message(2).startswith("already valid by 1.")
     assert found.summary(0).startswith(f"{int(found.n_changed[0])} of 3 features change")
-    nothing = CounterfactualExplainer(no, bounds=(0, 0.5)).generate(torch.full((1, 5), 0.5, dtype=torch.float64))
-    assert nothing.message(0) == nothing.summary(0)
-    assert nothing.message(0).startswith("not found: the nearest try was 0.5")
+    half = torch.full((1, 5), 0.5, dtype=torch.float64)
+    for strategy, said in (
+        ("guided", "not found: the nearest try was 0.5"),
+        ("exact", "infeasible: no allowed change"),
+    ):
+        nothing = CounterfactualExplainer(no, bounds=(0, 0.5), strategy=strategy).generate(half)
+        assert nothing.message(0) == nothing.summary(0) and nothing.message(0).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,20 @@ def test_a_path_is_the_models_own_margins(found):
     assert walk.tolist() == pytest.approx(expected, abs=1e-9)
 
 
+def test_the_least_of_many_changes_are_drawn_together():
+    model = lambda z: torch.stack([0 * z[:, 0] + 33.5, z.sum(1)], 1)
+    result = CounterfactualExplainer(model, bounds=(0, 1)).generate(torch.zeros(1, 40))
+    assert result.n_changed.tolist() == [34]
+    for kind in ("table", "waterfall", "path"):
+        figure = result.plot(kind)
+        told = words(figure) if kind == "table" else [t.get_text() for t in figure.axes[0].get_yticklabels()]
+        assert any("5 more" in t for t in told) and sum("feature " in t for t in told) == 29
+    bars = result.plot("waterfall").axes[0].patches
+    assert len(bars) == 32 and bars[-1].get_width() == pytest.approx(float(result.margin[0]), abs=1e-5)
+    walk = result.plot("path").axes[0].lines[-1].get_xdata()
+    assert walk[-2:].tolist() == pytest.approx([-33.5 + 29, float(result.margin[0])], abs=0.51)
+
+
 def test_tokens_have_no_straight_way():
     model = lambda ids: torch.stack([torch.full((len(ids),), 1.5), (ids == 7).sum(1).float()], 1)
     result = CounterfactualExplainer(model, reference=7).generate(torch.zeros(1, 4, dtype=torch.long))
@@ -189,7 +207,7 @@ def test_few_against_near(found):
     [
         ({"kind": "pie"}, "'table', 'waterfall', 'path', 'pareto', 'image'"),
         ({"kind": "image"}, "one or three channels"),
-        ({"example": 3}, "from 0 to 2"),
+        ({"example": 3}, "one of the 3"),
         ({"kind": "table", "example": [0, 1]}, "shows one example, got 2"),
     ],
     ids=["kind", "no image", "example", "several"],
