@@ -18,6 +18,7 @@ from .best import Task
 from .choice import Choose
 from .domain import Domain, Move, Replace
 from .guided import guided
+from .nearest import least
 from .programme import Aim, Array, Bound, Ends, Forms, Space, answer, ends
 from .table import Table
 
@@ -32,7 +33,7 @@ def exact(task: Task, seconds: float = 60.0) -> None:
     """The smallest set of features that reaches the goal and the least costly change of as few (or that alone), proved.
 
     The model is read as affine maps with ReLUs between them. Least changes of linear models in a box have closed
-    forms; for the rest the guided search finds bounds and mixed-integer linear programmes are solved, one example after
+    forms; for the rest the default search finds bounds and mixed-integer linear programmes are solved, one example after
     the other (Tjeng, Xiao, Tedrake, ICLR 2019), for ``seconds`` each at most. What is found counts once the model
     itself has confirmed it; what is proved holds to the solver's tolerance of 1e-6.
 
@@ -46,24 +47,71 @@ def exact(task: Task, seconds: float = 60.0) -> None:
     >>> set(result.proved) <= {"optimal", "nothing"}
     True
     """
-    todo, f, spaces = task.todo, _model(task.domain), _spaces(task)
+    todo, spaces = task.todo, _spaces(task)
     if not len(todo):
         return
-    net, ways = wanted(f, _points(task, spaces, todo))
-    norm = task.domain.norm if isinstance(task.domain, Move | Table | Choose) else None
-    if isinstance(task.domain, Move) and not (task.few or task.most or net.relus) and task.banned is None:
-        closed(task, task.domain, net, ways, spaces)
+    net, ways = wanted(_model(task.domain), _points(task, spaces, todo))
+    if _linear(task, net, ways, spaces):
         return
+    norm = task.domain.norm if isinstance(task.domain, Move | Table | Choose) else None
     if norm is not None and not isinstance(norm, L1 | Linf):
         raise Unreadable(
             f"in the norm {norm} there is an exact answer for linear models in a box only, however many features "
             "change; take the distance 'l1' or 'linf', or 'l0+l1' or 'l0+linf' for the fewest first"
         )
-    guided(task)
+    (guided if task.few or isinstance(task.domain, Choose | Replace) else least)(task, todo)
     aim: Aim = "margin" if norm is None else "L1" if isinstance(norm, L1) else "Linf"
     between = _Between(net)
     for row in todo.tolist():
         _solved(task, row, spaces(row), net, ways(row), aim, seconds, between)
+
+
+def linear(task: Task) -> bool:
+    """Proves what can be proved of a linear model in a box without a solver; whether that settles the task.
+
+    The least cost alone has a closed form. The fewest features are those that gain most, each as far as it may go; if
+    these miss the goal, no others reach it. Their number is proved, and their point offered.
+    """
+    try:
+        spaces = _spaces(task)
+        read = wanted(_model(task.domain), _points(task, spaces, task.todo)) if len(task.todo) else None
+    except Unreadable:
+        return False
+    return read is None or _linear(task, *read, spaces)
+
+
+def _linear(task: Task, net: Piecewise, ways: Ways, spaces: "Spaces") -> bool:
+    domain, best = task.domain, task.best
+    if net.relus or not isinstance(domain, Move) or task.banned is not None:
+        return False
+    if not (task.few or task.most):
+        closed(task, domain, net, ways, spaces)
+        return True
+    never = task.movable.shape[1] + 1
+    for row in task.todo.tolist():
+        space = spaces(row)
+        few, x = min((_fewest(space, way, _slack(domain.f, net, space.home)) for way in ways(row)), key=lambda t: t[0])
+        best.fewest[row] = never if few > (task.most or never) else few
+        rows = torch.tensor([row], device=domain.home.device)
+        best.offer(rows, task.at(_there(domain, x, space, rows), rows))
+    return False
+
+
+def _fewest(space: Space, way: Forms, slack: float) -> tuple[int, Array]:
+    """How many features must move at least for a linear model to reach a goal, and those that gain most at their ends.
+
+    One more than there are if all are not enough.
+    """
+    weight, bias = way
+    now = weight @ space.home + bias
+    slope, (low, high) = weight[now.argmin()], space.box
+    ends = np.where(slope > 0, high, low)
+    gain = np.maximum(slope * (ends - space.home), 0)  # a box that leaves out home may have nothing to gain
+    gains = np.bincount(space.group, gain, len(space.movable))
+    order = np.argsort(-gains, kind="stable")
+    reached = np.r_[0, np.cumsum(gains[order])] >= (-now.min() - slack) * (1 - 1e-12)
+    count = int(reached.argmax()) if reached.any() else len(order) + 1
+    return count, np.where(np.isin(space.group, order[:count]) & (gain > 0), ends, space.home)
 
 
 def _solved(

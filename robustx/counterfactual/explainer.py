@@ -22,6 +22,7 @@ from ..perturb.norms import NORMS, Norm
 from ..perturb.references import named
 from ..perturb.region import box, packed
 from .aims import Aim, aimed
+from .auto import auto
 from .baselines import BASELINES
 from .best import Best, Strategy, Task
 from .choice import Choose, alternatives
@@ -32,6 +33,7 @@ from .guided import guided
 from .known import Known
 from .latent import Coded, Latent
 from .naming import movable_of, names_of
+from .nearest import ATTACKING
 from .plausible import Limits, Plausible, Wanted
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
 from .robust import Ensemble, Robust
@@ -39,7 +41,7 @@ from .schema import FeatureSchema
 from .spelling import box_of, fixed, permitted
 from .table import Table
 
-STRATEGIES: dict[str, Strategy] = {"guided": guided, "exact": exact, **BASELINES}
+STRATEGIES: dict[str, Strategy] = {"auto": auto, "guided": guided, "exact": exact, **ATTACKING, **BASELINES}
 """How counterfactuals are looked for, by name."""
 
 Distance = Literal["l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf"]
@@ -64,7 +66,8 @@ class CounterfactualExplainer:
             :data:`robustx.perturb.Reference`.
         values: let each feature become one of these: a list of numbers (or token ids) that any element may take, or
             alternatives [m, ...] of an example's shape, of which a feature takes what stands in its place.
-        strategy: a name from :data:`STRATEGIES`, or a function of a :class:`Task`.
+        strategy: a name from :data:`STRATEGIES`, or a function of a :class:`Task`. ``"auto"``: what fits the question,
+            see :func:`robustx.counterfactual.auto.auto`.
         distance: ``"l0+l1"``: the fewest features, and of as few those that move least in all; ``"l0+l2"``,
             ``"l0+linf"`` likewise; ``"l1"``, ``"l2"``, ``"linf"``: the least move, whatever its number of features.
         scale: what an element's move is measured in: a number, or a tensor that broadcasts to the inputs; None: the
@@ -100,7 +103,7 @@ class CounterfactualExplainer:
         *,
         reference: Any = None,
         values: Any = None,
-        strategy: str | Strategy = "guided",
+        strategy: str | Strategy = "auto",
         distance: Distance = "l0+l1",
         scale: float | Tensor | None = None,
         by: float | None = None,
@@ -323,7 +326,7 @@ class CounterfactualExplainer:
         strategy = self.strategy if callable(self.strategy) else STRATEGIES[self.strategy]
         f.meter.until = torch.inf if limit is None else began + limit
         try:
-            (strategy if getattr(strategy, "func", strategy) in (guided, exact) else apart(strategy))(task)
+            (strategy if getattr(strategy, "func", strategy) in (auto, guided, exact) else apart(strategy))(task)
             return task.best, True
         except OutOfTime:
             f.meter.until = torch.inf  # what stands at the inputs may still have to be asked

@@ -12,7 +12,7 @@ from .pairs import picks_of
 NEAR = 12  # leading features among which whole sets are chosen where not all can be tried
 
 
-def guided(task: Task) -> None:
+def guided(task: Task, todo: Tensor | None = None) -> None:
     """The smallest set of features that reaches the goal, and the least costly change of as few.
 
     Attributions towards what the domain allows rank the features; the leading ones are tried together, few or
@@ -20,8 +20,11 @@ def guided(task: Task) -> None:
     of the same size: all of them while there are at most ``budget``, else those of which attributions promise most.
     Where features give way whole, sets are grown as well, one feature after the other. At last values go back as far as
     the goal stays reached, also for sets with one feature exchanged.
+
+    Args:
+        todo: examples to look for [n], also if something has been found; those where nothing has, unless given.
     """
-    domain, best, todo = task.domain, task.best, task.todo
+    domain, best, todo = task.domain, task.best, task.todo if todo is None else todo
     if not len(todo):
         return
     hopes = [a.masked_fill(~task.movable, -torch.inf) for a in domain.rankings()]
@@ -139,9 +142,10 @@ def _others(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
         attempt(task, *_promising(task, some, hopes, size, max(1, task.budget // 20)))
     if whole:
         proved = torch.where(known >= can, movable.shape[1] + 1, known + 1)
-        best.fewest[todo] = torch.where(best.found, torch.minimum(proved, best.count), proved)[todo]
+        proved = torch.where(best.found, torch.minimum(proved, best.count), proved)
     else:
-        best.fewest[todo] = 1
+        proved = torch.ones_like(known)
+    best.fewest[todo] = torch.maximum(best.fewest, proved)[todo]  # more may be known of the model
 
 
 def _climb(task: Task, rows: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..attacks import ATTACKS, Found, make
 from ..attacks.portfolio import Portfolio, polished
 from ..engine.probe import ModelError
-from ..perturb.norms import L0, Norm
+from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
 from .best import Strategy, Task
 from .guided import drop, finish, guided
@@ -50,13 +50,13 @@ def nearest(task: Task, attack: str = "portfolio", **options: Any) -> None:
     finish(task)
 
 
-def least(task: Task) -> None:
+def least(task: Task, todo: Tensor | None = None) -> None:
     """The least that a portfolio of attacks finds, or the way from the guided search's point to the nearest boundary.
 
     Neither always ends at the nearest of all points, but they seldom miss it together.
     """
-    rows = task.todo
-    guided(task)
+    rows = task.todo if todo is None else todo
+    guided(task, rows)
     _polished(task, rows)
     _attacked(task, rows, "portfolio", {})
     finish(task)
@@ -65,8 +65,12 @@ def least(task: Task) -> None:
 def _attacked(task: Task, rows: Tensor, attack: str, options: dict[str, Any]) -> None:
     """Offers what an attack finds for some rows: with all features free, and with no more than may change."""
     domain = graded(task.domain, attack)
-    f, norm, free = box_of(domain).probe, _norm(task, attack), task.movable[rows]
+    f, norm = box_of(domain).probe, _norm(task, attack)
     search = make(attack, f.model, norm=norm, **options)
+    rows = rows[task.movable[rows].any(1)]
+    if not len(rows):
+        return
+    free = task.movable[rows]
 
     def found(free: Tensor) -> Found:
         region = _region(task, rows, free, norm)
@@ -120,11 +124,11 @@ def _region(task: Task, rows: Tensor, free: Tensor, norm: Norm) -> Region:
 
 
 def _norm(task: Task, attack: str) -> Norm:
-    """What an attack measures."""
-    named = ATTACKS.get(attack)
-    if task.few and named is not None and "L0" in named.norms:
-        return L0()
-    return box_of(graded(task.domain, attack)).norm
+    """What an attack measures: costs; where the fewest features come first, elements or what else it can."""
+    norm, named = box_of(graded(task.domain, attack)).norm, ATTACKS.get(attack)
+    if not task.few or named is None:
+        return norm
+    return norm_of("L0" if "L0" in named.norms else str(norm) if str(norm) in named.norms else named.norms[0])
 
 
 ATTACKING: dict[str, Strategy] = {
