@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..attacks.base import Found
 from ..attacks.carlini import weigh
+from ..attacks.found import Found
 from ..engine.checks import ArgumentError
 from ..engine.packing import finest
 from ..engine.randomness import Noise
@@ -46,8 +46,8 @@ def nice(task: Task, name: str = "nice", near: bool = False) -> None:
     or with ``near`` what gains most for what it costs. Where features can only be taken over together, all are.
     """
     domain, rows = graded(task.domain, name), task.todo
-    there = best = _unlike(task, domain, name)
-    index = there.success.nonzero().squeeze(1)
+    there = _unlike(task, domain, name)
+    whole, index = torch.ones_like(there.success), there.success.nonzero().squeeze(1)
     now = Found(domain.home[rows], task.best.margin[rows], task.best.cost[rows]).at(index)
     for _ in range(task.movable.shape[1]):
         r, goal = rows[index], there.z[index]
@@ -59,11 +59,13 @@ def nice(task: Task, name: str = "nice", near: bool = False) -> None:
             gain = gain / (finest(tried.size) - finest(now.size[n])).clamp(min=1e-12)
         some = left.any(1)
         now, index = tried.at(_largest(gain.nan_to_num(-torch.inf), left)[some]), index[some]
-        best = best.put(index[now.success], now.at(now.success))
-        now, index = now.at(~now.success), index[~now.success]
+        good = now.success
+        task.best.offer(rows[index[good]], task.at(now.z[good], rows[index[good]], now.margin[good]))
+        whole[index[good]] = False
+        now, index = now.at(~good), index[~good]
         if not len(index):
             break
-    task.best.offer(rows, task.at(best.z, rows, best.margin))
+    task.best.offer(rows[whole], task.at(there.z[whole], rows[whole], there.margin[whole]))
 
 
 def _unlike(task: Task, domain: Move | Table, name: str) -> Found:
@@ -158,10 +160,10 @@ def _sparser(domain: Move | Table, found: Found, rows: Tensor, may: Tensor | Non
 def sedc(task: Task) -> None:
     """Features give way, in the order of a best-first search over sets of them, until the goal is reached.
 
-    Martens, Provost (MIS Quarterly 38, 2014); Vermeire et al. (Pattern Analysis and Applications 25,
-    2022), for pictures, and with a class to reach. The set with the largest margin is extended by each other feature
-    alone; of the first sets that reach the goal the surest is taken. All examples and extensions are one batch; no more
-    than twice as many sets are extended as there are features.
+    Martens, Provost (MIS Quarterly 38, 2014); Vermeire et al. (Pattern Analysis and Applications 25, 2022), for
+    pictures, and with a class to reach. The set with the largest margin is extended by each other feature alone; of the
+    first sets that reach the goal the surest is taken. All examples and extensions are one batch; no more than twice as
+    many sets are extended as there are features.
 
     They give way to the reference of the domain; where features move, to the mean of known examples.
     """
@@ -174,16 +176,20 @@ def sedc(task: Task) -> None:
         r = rows[index]
         left = task.movable[r] & ~chosen
         n, which = _one_each(left)
-        found = _seen(domain, give(r[n], chosen[n] | which), r[n])
+        z = give(r[n], chosen[n] | which)
+        value = domain.probe.value(z, r[n]).to(worth).nan_to_num(-torch.inf)
+        found = Found(z, value, -value)
         margin = torch.full(left.shape, -torch.inf).to(worth)
-        margin[left] = found.margin.to(worth)
+        margin[left] = value
         some = left.any(1)
-        surest = found.at(_largest(found.margin, left)[some])
+        surest = found.at(_largest(value, left)[some])
         best = best.put(index[some], best.at(index[some]).stronger(surest))
         size = chosen.sum(1) + 1
         margin[size >= (f if task.most is None else task.most)] = -torch.inf
         parents, worth = torch.cat([parents, chosen[:, None]], 1), torch.cat([worth, margin[:, None]], 1)
         most, at = worth.flatten(1).max(1)
+        done = index[best.success[index]]
+        task.best.offer(rows[done], task.at(best.z[done], rows[done], best.margin[done]))
         going = ~best.success[index] & (most > -torch.inf)
         index, parents, worth, at = index[going], parents[going], worth[going], at[going]
         if not len(index):
@@ -191,7 +197,8 @@ def sedc(task: Task) -> None:
         chosen = parents[torch.arange(len(index)), at // f].scatter(1, (at % f)[:, None], True)
         ways = ~(parents & ~chosen[:, None]).any(2) & (parents.sum(2) + 1 == chosen.sum(1)[:, None])  # to the same set
         worth = worth.masked_fill(ways[..., None] & (chosen[:, None] & ~parents), -torch.inf)
-    task.best.offer(rows, task.at(best.z, rows, best.margin))
+    left = (~best.success).nonzero().squeeze(1)
+    task.best.offer(rows[left], task.at(best.z[left], rows[left], best.margin[left]))
 
 
 def _giving(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
@@ -225,8 +232,8 @@ def wachter(task: Task) -> None:
         start, slope = box_of(domain).home[rows[left]], partial(_cost_slope, rare[left])
         found = _descended(task, domain, rows[left], start, weight[left], slope)
         best = best.put(left, best.at(left).stronger(found))
+        task.best.offer(rows[left], task.at(found.z, rows[left], found.margin))
         weight[left] *= 10
-    task.best.offer(rows, task.at(best.z, rows, best.margin))
 
 
 def _cost_slope(rare: Tensor, moves: Tensor) -> Tensor:
