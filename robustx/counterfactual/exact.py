@@ -33,8 +33,8 @@ def exact(task: Task, seconds: float = 60.0) -> None:
     """The smallest set of features that reaches the goal and the least costly change of as few (or that alone), proved.
 
     The model is read as affine maps with ReLUs between them. Least changes of linear models in a box have closed
-    forms; for the rest the default search finds bounds and mixed-integer linear programmes are solved, one example after
-    the other (Tjeng, Xiao, Tedrake, ICLR 2019), for ``seconds`` each at most. What is found counts once the model
+    forms; for the rest the default search finds bounds and mixed-integer linear programmes are solved, one example
+    after the other (Tjeng, Xiao, Tedrake, ICLR 2019), for ``seconds`` each at most. What is found counts once the model
     itself has confirmed it; what is proved holds to the solver's tolerance of 1e-6.
 
     Raises:
