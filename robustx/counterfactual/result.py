@@ -54,7 +54,7 @@ class CounterfactualResult:
             have 0 and a row adds up to margin - before.
         proved: for each example ``"optimal"`` (no cheaper one exists), ``"smallest"`` (no smaller set of features can
             do it, by the margin that was asked for), ``"irreducible"`` (taking back any one change loses the goal, so
-            understood) or ``"nothing"`` (none was found).
+            understood) or ``"nothing"`` (none was found, or a change could be spared, as some strategies leave them).
         names: what the features are called, F of them.
         forwards, backwards: how often each example went through the model [B].
         seconds: how long all of it took.
