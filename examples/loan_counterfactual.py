@@ -52,7 +52,7 @@ def main() -> None:
     who = refused[asked.row]
     print(f"\nApplicant {who}:\n{table.iloc[who].to_string()}\n")
 
-    # One applicant: two more ways to a yes, each with other features. A letter is worth a proof that there is no better.
+    # One applicant: two more ways to a yes, each with other features, and the proof that there is no better.
     explainer = CounterfactualExplainer(model, schema, strategy="exact")
     result = explainer.generate(table.iloc[[who]], target=1, min_prob=asked.sure, immutable=asked.keep, n=3)
     print(letter(result))
