@@ -219,8 +219,8 @@ class CounterfactualExplainer:
             max_changes: no more features than this may change.
             time_limit: in seconds; what was found until then is handed back.
             additional_forward_args, additional_forward_kwargs: passed on to the model.
-            n: how many counterfactuals of each example; those after the first are its ``alternatives``, in the order
-                in which they are worse. None of them changes all that one before it does.
+            n: how many counterfactuals of each example; those after the first are its ``alternatives``, each the best
+                that is still found. None of them changes all that one before it does.
 
         Raises:
             ValueError: infinite bounds, inputs outside them, unknown features, labels that are no classes.

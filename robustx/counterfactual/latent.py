@@ -1,7 +1,7 @@
 """Latent search: what is moved are the codes of an encoder, and the model sees what a decoder makes of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..engine.checks import ArgumentError, ArgumentTypeError
-from ..engine.packing import Tensors
+from ..engine.packing import Tensors, flat
 from ..engine.probe import Probe
-from ..engine.sites import Call, Site
+from ..engine.sites import Call, Input, Site
 from ..perturb.features import elements
 from ..perturb.norms import Norm
 from ..perturb.region import box, packed
@@ -60,9 +60,9 @@ class Latent:
         if made.shape != x.shape:
             raise ArgumentError(f"decode must give inputs of shape {tuple(x.shape)}, got {tuple(made.shape)}")
         f = f.to(at=Codes(self, x, made))
-        low, high = box(f, *self.bounds, finite=True)
-        low, high = (end.expand(-1, f.point.shape[1]) for end in (low, high))
-        unit = high - low if self.scale is None else packed(self.scale, replace(f, inputs=f.here), "scale")
+        codes = f.to(inputs=f.here, at=Input())
+        low, high = (end.expand(-1, f.point.shape[1]) for end in box(codes, *self.bounds, finite=True))
+        unit = high - low if self.scale is None else packed(self.scale, codes, "scale")
         features = elements(f.point.shape[1], f.device)
         return Coded(f, features, low, high, unit.clamp(min=1e-12), norm, steps)
 
@@ -110,7 +110,8 @@ class Recoded(Moved):
         """What the model sees [N, ...]; where nothing moved, the examples to the last digit."""
         (codes,) = self.packing.unpack(self.there(z, rows))
         still = (z == 0).all(1).reshape(-1, *(1,) * (self.codes.start.ndim - 1))
-        return torch.where(still, self.codes.start[rows], self.codes.seen(codes, rows))
+        seen = self.codes.seen(codes, rows)
+        return torch.where(still, self.codes.start[rows] + (seen - seen.detach()), seen)  # with the gradient kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +123,12 @@ class Coded(Move):
         codes = self.f.at
         assert isinstance(codes, Codes)
         return self.f.to(at=Recoded(self.f.point, self.unit, self.low, self.high, self.f.packing, codes))
+
+    def points(self, x: Tensor, rows: Tensor) -> Tensor:
+        codes = self.f.at
+        assert isinstance(codes, Codes)
+        with torch.no_grad():
+            return super().points(flat(codes.latent.encode(x.reshape(-1, *codes.start.shape[1:]))), rows)
 
     def inputs(self, z: Tensor) -> Tensors:
         site = self.probe.at
