@@ -14,6 +14,7 @@ from ..engine.packing import finest
 from ..engine.randomness import Noise
 from .best import Strategy, Task
 from .domain import Domain, Move, Moved, Replace
+from .known import Known
 from .table import Table, box_of, graded, moves_of, settled
 
 NEAR = 32  # known examples that are tried in the place of an example
@@ -312,27 +313,32 @@ def _weight(task: Task, rows: Tensor) -> Tensor:
 
 def _rarity(task: Task, domain: Move | Table, rows: Tensor) -> Tensor:
     """How many median absolute deviations a move by one unit is [N, D]; 1 where that is not known, or is none."""
-    unit = box_of(domain).unit
-    unit = unit.expand(len(task.movable), -1)[rows]
     if task.known is None:
-        return torch.ones_like(unit)
-    usual = _deviation(task.known.z).median(0, keepdim=True).values
-    return torch.where(usual > 0, unit / usual, 1)
+        return torch.ones_like(box_of(domain).home[rows])
+    usual = _deviation(task.known, domain).median(0, keepdim=True).values
+    return torch.where(usual > 0, _units(domain, rows) / usual, 1)
 
 
 def _slight(task: Task, domain: Move | Table, z: Tensor, rows: Tensor) -> Tensor:
     """Which features moved by less than the median deviation of known examples, and than nine tenths of them [N, F]."""
     assert task.known is not None
-    away = _deviation(task.known.z)
+    away = _deviation(task.known, domain)
     low = away.masked_fill(away == 0, torch.nan).nanquantile(0.1, dim=0).nan_to_num(0)
     least = torch.minimum(away.median(0).values, low)
-    moved = (moves_of(domain, z, rows) * box_of(domain).unit.expand(len(task.movable), -1)[rows]).abs()
+    moved = (moves_of(domain, z, rows) * _units(domain, rows)).abs()
     return domain.features.gather((moved >= least).to(z), rows) == 0
 
 
-def _deviation(x: Tensor) -> Tensor:
-    """How far known examples are from their median [M, D]."""
-    return (x - x.median(0).values).abs()
+def _deviation(known: Known, domain: Move | Table) -> Tensor:
+    """How far known examples are from their median, in the first example's units [M, D]."""
+    told = box_of(domain).points(known.z, torch.zeros_like(known.f.everyone))
+    return (told - told.median(0).values).abs()
+
+
+def _units(domain: Move | Table, rows: Tensor) -> Tensor:
+    """What examples' moves are counted in, in the first example's units [N, D]."""
+    unit = box_of(domain).unit
+    return (unit / unit[:1]).expand(len(domain.home), -1)[rows]
 
 
 # --- what they share ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import torch
 from counterfactual_cases import credit, credit_schema
 from torch import nn
 
-from robustx.counterfactual import Change, CounterfactualExplainer
+from robustx.counterfactual import Change, CounterfactualExplainer, Latent
 from robustx.engine import BlackBox
 from robustx.perturb import Between
 
@@ -193,3 +193,15 @@ def test_what_moved_less_than_is_usual_goes_home():
     rough, fine = explainer.generate(frame.iloc[:8]), explainer.fit(frame).generate(frame.iloc[:8])
     assert torch.equal(rough.valid, fine.valid)
     assert fine.n_changed.sum() < rough.n_changed.sum()
+
+
+@pytest.mark.parametrize("strategy", ["nearest-unlike", "nice", "sedc", "wachter", "dice", "growing-spheres"])
+def test_codes_of_known_examples_serve_where_codes_move(strategy):
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(5, 3).double()).Q
+    latent = Latent(lambda x: x @ basis, lambda z: z @ basis.T, bounds=(-9, 9))
+    result = CounterfactualExplainer(MODEL, latent=latent, strategy=strategy).fit(DATA).generate(X)
+    assert result.valid.any()
+    assert torch.equal(result.verify(), result.valid)
+    away = result.counterfactual - X
+    torch.testing.assert_close(away @ basis @ basis.T, away)  # nothing moves but what the decoder makes
