@@ -4,12 +4,16 @@ from .best import Task
 from .domain import Move
 from .exact import linear
 from .guided import guided
-from .nearest import least
+from .nearest import least, polish, steep
 from .table import Table, box_of
+
+STEPS = 3  # across the boundary around what was found
 
 
 def auto(task: Task) -> None:
-    """The guided search where the fewest features come first, and the least that attacks find for the least cost alone.
+    """The guided search where the fewest features come first, and what attacks find for the least cost alone.
+
+    Both end on the nearest boundary around what they found, within the same features or among all.
 
     Linear models in a box are recognised: their least costs have closed forms, and how few features it takes is proved.
     Without gradients the guided search is all there is.
@@ -24,10 +28,12 @@ def auto(task: Task) -> None:
     ([0.24, 0.48, 0.95], ('optimal',))
     """
     domain, todo = task.domain, task.todo
-    moves = isinstance(domain, Move | Table) and box_of(domain).slope is not None
+    moves = isinstance(domain, Move | Table) and bool(steep(box_of(domain)).any())
     if moves and linear(task):
         return
     if moves and not task.few:
         least(task, todo)
-    else:
-        guided(task, todo)
+        return
+    guided(task, todo)
+    if moves:
+        polish(task, todo, STEPS)

@@ -35,13 +35,16 @@ from .latent import Coded, Latent
 from .naming import movable_of, names_of
 from .nearest import ATTACKING
 from .plausible import Limits, Plausible, Wanted
+from .proximal import proximal
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
 from .robust import Ensemble, Robust
 from .schema import FeatureSchema
 from .spelling import box_of, fixed, permitted
 from .table import Table
 
-STRATEGIES: dict[str, Strategy] = {"auto": auto, "guided": guided, "exact": exact, **ATTACKING, **BASELINES}
+STRATEGIES: dict[str, Strategy] = (
+    {"auto": auto, "guided": guided, "exact": exact, "proximal": proximal} | ATTACKING | BASELINES
+)
 """How counterfactuals are looked for, by name."""
 
 Distance = Literal["l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf"]

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..attacks import ATTACKS, Found, make
 from ..attacks.portfolio import Portfolio, polished
-from ..engine.probe import ModelError
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
 from .best import Strategy, Task
+from .domain import Move
 from .guided import drop, finish, guided
 from .table import Table, box_of, graded, moves_of, settled
 
@@ -44,10 +44,9 @@ def nearest(task: Task, attack: str = "portfolio", **options: Any) -> None:
     _attacked(task, rows, attack, options)
     if len(task.todo):
         guided(task)
-        _polished(task, rows)
     if task.few:
         drop(task)
-    finish(task)
+    polish(task, rows)
 
 
 def least(task: Task, todo: Tensor | None = None) -> None:
@@ -57,7 +56,7 @@ def least(task: Task, todo: Tensor | None = None) -> None:
     """
     rows = task.todo if todo is None else todo
     guided(task, rows)
-    _polished(task, rows)
+    polish(task, rows)
     _attacked(task, rows, "portfolio", {})
     finish(task)
 
@@ -65,19 +64,20 @@ def least(task: Task, todo: Tensor | None = None) -> None:
 def _attacked(task: Task, rows: Tensor, attack: str, options: dict[str, Any]) -> None:
     """Offers what an attack finds for some rows: with all features free, and with no more than may change."""
     domain = graded(task.domain, attack)
-    f, norm = box_of(domain).probe, _norm(task, attack)
+    box, norm = box_of(domain), _norm(task, attack)
+    f = box.probe
     search = make(attack, f.model, norm=norm, **options)
-    rows = rows[task.movable[rows].any(1)]
+    rows = rows[task.movable[rows].any(1) & steep(box)[rows]]
     if not len(rows):
         return
     free = task.movable[rows]
 
     def found(free: Tensor) -> Found:
-        region = _region(task, rows, free, norm)
+        region = everywhere(box, rows, free, norm)
         told = search.search_within(f, region, rows, task.noise.at(rows))
         if not isinstance(search, Portfolio):  # which has done so
             told = polished(f, region, rows, told)
-        _offer(task, rows, told)
+        offer(task, rows, told)
         return told
 
     moves = found(free).z
@@ -87,39 +87,45 @@ def _attacked(task: Task, rows: Tensor, attack: str, options: dict[str, Any]) ->
         found(free & (size.argsort(1, descending=True).argsort(1) < task.most))
 
 
-def _polished(task: Task, rows: Tensor) -> None:
-    """Offers the nearest points of the boundaries around what has been found for some rows."""
+def polish(task: Task, rows: Tensor, steps: int = 10) -> None:
+    """Offers the nearest points of the boundaries around what has been found for some rows, and what these can spare.
+
+    Where the fewest features come first, or too many may move, only those move that do so already.
+    """
     domain = graded(task.domain, "nearest")
-    f, norm = box_of(domain).probe, box_of(domain).norm
-    rows = rows[task.best.found[rows]]
-    if task.few or not len(rows):
+    box = box_of(domain)
+    f, norm, rows = box.probe, box.norm, rows[task.best.found[rows] & steep(box)[rows]]
+    if not len(rows):
         return
-    try:
-        z = moves_of(domain, task.best.z[rows], rows)
-        free = task.movable[rows] if task.most is None else task.best.sets[rows]
-        found = Found(z, f.value(z, rows), norm.size(z))
-        _offer(task, rows, polished(f, _region(task, rows, free, norm), rows, found))
-    except ModelError:  # no gradients here
-        return
+    z = moves_of(domain, task.best.z[rows], rows)
+    free = task.best.sets[rows] if task.few or task.most is not None else task.movable[rows]
+    found = Found(z, f.value(z, rows), norm.size(z))
+    offer(task, rows, polished(f, everywhere(box, rows, free, norm), rows, found, steps))
+    finish(task)
 
 
-def _offer(task: Task, rows: Tensor, found: Found) -> None:
+def offer(task: Task, rows: Tensor, found: Found) -> None:
     """Offers moves; of those that reached the goal but not where everything holds, what their features can do."""
     domain = graded(task.domain, "nearest")
     rows, z = rows[found.success], found.z[found.success]
     sets = domain.features.gather((z != 0).to(z), rows) > 0
     here = settled(domain, z, rows, sets)
-    offer = task.at(here, rows)
-    task.best.offer(rows, offer)
-    lost = (~offer.found & (offer.margin > -torch.inf)).nonzero().squeeze(1)
+    offered = task.at(here, rows)
+    task.best.offer(rows, offered)
+    lost = (~offered.found & (offered.margin > -torch.inf)).nonzero().squeeze(1)
     if len(lost) and isinstance(domain, Table):
         again = domain.attempt(rows[lost], sets[lost], here[lost])
         task.best.offer(rows[lost], task.at(again.z, rows[lost], again.margin))
 
 
-def _region(task: Task, rows: Tensor, free: Tensor, norm: Norm) -> Region:
-    """Wherever some rows may go, as far as it is."""
-    box = box_of(graded(task.domain, "nearest"))
+def steep(box: Move) -> Tensor:
+    """Which examples have a gradient that attacks can follow [B]."""
+    none = torch.zeros_like(box.home[:, 0], dtype=torch.bool)
+    return none if box.slope is None else (box.slope != 0).any(1)
+
+
+def everywhere(box: Move, rows: Tensor, free: Tensor, norm: Norm) -> Region:
+    """Wherever some rows may go, as far as it is, when only some features are free [N, F]."""
     return box.within(rows, free).to(norm=norm, radius=torch.full_like(rows, torch.inf, dtype=box.home.dtype))
 
 
