@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from datetime import datetime, tzinfo
 from functools import partial
@@ -221,7 +221,7 @@ def pruned(net: Network, name: str, rows: np.ndarray, answers: np.ndarray) -> st
 def answer(finder: Finder, row: np.ndarray) -> np.ndarray:
     """What a contestant finds, NaN if nothing; it may fail in any way."""
     try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # their bars of progress
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):  # how they get on
             warnings.simplefilter("ignore")
             given = finder(row)
     except Exception as e:  # a library that gives up is told as one that finds nothing
