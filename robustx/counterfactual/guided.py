@@ -229,20 +229,14 @@ def _exchange(task: Task, todo: Tensor, hopes: list[Tensor], rounds: int = 3) ->
 
 def _neighbours(best: Best, rows: Tensor, hopes: list[Tensor], each: int) -> tuple[Tensor, Tensor]:
     """Sets with one feature exchanged for one of which attributions promise most; about ``each`` of an example."""
-    found: list[tuple[Tensor, Tensor]] = [(rows[:0], best.sets[:0])]
+    sets = best.sets[rows]
     hope = torch.stack([h[rows].argsort(1, descending=True).argsort(1) for h in hopes]).amin(0)
-    hope = hope.masked_fill(best.sets[rows] | torch.isinf(hopes[0][rows]), hope.shape[1] + 1)
-    order = hope.argsort(1)
-    for i, row in enumerate(rows.tolist()):
-        members = best.sets[row].nonzero().squeeze(1)
-        others = order[i, : max(1, each // max(len(members), 1))]
-        others = others[hope[i, others] <= hope.shape[1]]
-        n = len(members) * len(others)
-        sets = best.sets[row].expand(n, -1).clone()
-        sets.scatter_(1, members.repeat_interleave(len(others))[:, None], False)
-        sets.scatter_(1, others.repeat(len(members))[:, None], True)
-        found.append((rows[i].expand(n), sets))
-    return torch.cat([r for r, _ in found]), torch.cat([s for _, s in found])
+    hope, order = hope.masked_fill(sets | torch.isinf(hopes[0][rows]), hope.shape[1] + 1).sort(1)
+    place = torch.arange(min(each, hope.shape[1]), device=rows.device)
+    others = each // sets.sum(1, keepdim=True).clamp(min=1, max=each)  # for each member
+    others = (place < others) & (hope[:, : len(place)] <= hope.shape[1])
+    i, out, into = (sets[:, :, None] & others[:, None]).nonzero(as_tuple=True)
+    return rows[i], sets[i].scatter(1, out[:, None], False).scatter(1, order[i, into][:, None], True)
 
 
 def refine(task: Task, rows: Tensor) -> None:
