@@ -37,7 +37,7 @@ MODEL = net()
 
 
 def asked(strategy, model=MODEL, schema=SCHEMA, frame=FRAME, rows=ROWS, **told):
-    explainer = CounterfactualExplainer(model, schema, strategy=strategy, steps=4, budget=64)
+    explainer = CounterfactualExplainer(model, schema, strategy=strategy, steps=3, budget=16)
     return explainer.fit(frame).generate(rows, **told)
 
 
@@ -130,7 +130,7 @@ def test_rows_of_numbers_stay_in_their_box(strategy):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double().requires_grad_(False)
     x, data = torch.rand(5, 5).double(), torch.rand(50, 5).double()
-    explainer = CounterfactualExplainer(model, bounds=(x - 0.4, 1.2), strategy=strategy, budget=64).fit(data)
+    explainer = CounterfactualExplainer(model, bounds=(x - 0.4, 1.2), strategy=strategy, budget=16).fit(data)
     result = explainer.generate(x, immutable=[2])
     assert torch.equal(result.verify(), result.valid)
     assert result.valid.any()
