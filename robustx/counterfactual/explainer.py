@@ -34,7 +34,7 @@ from .known import Known
 from .latent import Coded, Latent
 from .naming import movable_of, names_of
 from .nearest import ATTACKING
-from .plausible import Limits, Plausible, Wanted
+from .plausible import Limits, Plausible, Wanted, from_known
 from .proximal import proximal
 from .result import ALREADY, INFEASIBLE, NOT_FOUND, TIME, VALID, CounterfactualResult
 from .robust import Ensemble, Robust
@@ -261,7 +261,7 @@ class CounterfactualExplainer:
                     known,
                     torch.stack(banned, 1) if banned else None,
                 )
-                best, ended = self._sought(task, f, began, time_limit)
+                best, ended = self._sought(task, f, began, time_limit, limits.crowd is not None)
                 results.append(self._told(x, door, f, asked, features, told, task, best, least, ended, began))
                 banned.append(best.sets & best.found[:, None])
         return replace(results[0], alternatives=tuple(results[1:]))
@@ -321,7 +321,7 @@ class CounterfactualExplainer:
         target = "other" if isinstance(target, str) and target == "opposite" else target
         return explainer.generate(x, target, n=total_CFs, min_prob=stopping_threshold, **told)
 
-    def _sought(self, task: Task, f: Probe, began: float, limit: float | None) -> tuple[Best, bool]:
+    def _sought(self, task: Task, f: Probe, began: float, limit: float | None, learnt: bool) -> tuple[Best, bool]:
         """The best, and whether the time was enough."""
         assert f.meter is not None
         if limit is not None and not limit > 0:
@@ -330,6 +330,8 @@ class CounterfactualExplainer:
         f.meter.until = torch.inf if limit is None else began + limit
         try:
             (strategy if getattr(strategy, "func", strategy) in (auto, guided, exact) else apart(strategy))(task)
+            if learnt:
+                from_known(task)
             return task.best, True
         except OutOfTime:
             f.meter.until = torch.inf  # what stands at the inputs may still have to be asked

@@ -13,8 +13,13 @@ from ..engine.probe import Probe
 from ..engine.scores import one_each
 from ..perturb.demands import Limit, Within
 from ..perturb.goals import Goal
+from .baselines import nice
+from .best import Task
+from .domain import Move
+from .guided import drop, refine, revert
 from .known import Known
 from .schema import FeatureSchema
+from .table import Table
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +277,21 @@ class Limits:
                 none, own = least > most, self.crowd.f.point
                 low, high = torch.where(none, own, least), torch.where(none, own, most)
         return low, high
+
+
+def from_known(task: Task) -> None:
+    """Where nothing plausible was found, what known examples have is taken over, feature by feature, and then back.
+
+    They are plausible themselves, mostly; so wherever one of them may be had, something is found.
+    """
+    if not len(task.todo) or not isinstance(task.domain, Move | Table):
+        return
+    nice(task)
+    drop(task)
+    while True:
+        refine(task, task.best.found.nonzero().squeeze(1))
+        if not revert(task):
+            return
 
 
 def _nearest(crowd: Crowd, inputs: Tensors, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,18 @@ def test_changed_values_lie_between_the_quantiles_of_what_reaches_the_goal():
     torch.testing.assert_close(result.cost, ((result.counterfactual - HOME).abs() / 8).sum(1))
 
 
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda v: type(v).__name__)
+def test_where_a_search_finds_nothing_known_examples_are_taken_over_and_pruned(limit):
+    nothing = CounterfactualExplainer(side, bounds=(-4, 4), plausible=limit, strategy=lambda task: None).fit(DATA)
+    result = nothing.generate(HOME)
+    assert result.valid.all()
+    assert (limit.limit(crowd())((result.counterfactual,), torch.arange(4)) >= 0).all()
+    for i, j in result.changed.nonzero().tolist():  # without any one of the changes it is not plausible, or not valid
+        z = result.counterfactual[i : i + 1].clone()
+        z[0, j] = HOME[i, j]
+        assert min(float(z.sum()), float(limit.limit(crowd())((z,), torch.tensor([i])))) < 1e-3
+
+
 def test_a_limit_may_leave_nothing_and_that_is_not_found():
     far = DATA + 100
     result = CounterfactualExplainer(side, bounds=(-4, 4), plausible=Quantiles()).fit(far).generate(HOME)
