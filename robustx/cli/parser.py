@@ -196,8 +196,9 @@ A feature is a column of a table or a superpixel of an image. --out receives cou
 counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that nothing was found; what is told then is
 whether that is proved, how near the search came and what stood at the end of what is allowed.
 
-strategies:
-  guided exact nearest-unlike nice nice-proximity growing-spheres sedc dice wachter
+strategies (those of the second line are others' proposals, and may take values from the data at hand):
+  auto guided exact proximal fmn ddn alma pdpgd sigma-zero fab-t
+  nearest-unlike nice nice-proximity growing-spheres sedc dice wachter
 """,
     )
     _subject(p)
@@ -232,7 +233,7 @@ strategies:
         choices=DISTANCES,
         help="what is as small as can be: with l0+ first the number of features, then the norm (default: l0+l1)",
     )
-    q.add_argument("--strategy", metavar="NAME", help="how it is looked for, see below (default: what suits best)")
+    q.add_argument("--strategy", metavar="NAME", help="how it is looked for, see below (default: auto, what suits best)")
     q.add_argument("--time-limit", type=positive, metavar="S", help="seconds; what was found by then is told")
     q.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
     q.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")

@@ -44,7 +44,7 @@ BAD = {
     "target is the answer": (("counterfactual", "digits", "--row", "3", "--target", "6"), "already"),
     "keep": (("counterfactual", "breast-cancer", "--keep", "worst arae"), "did you mean 'worst area'"),
     "min-prob": (("counterfactual", "digits", "--min-prob", "1"), "between 0 and 1"),
-    "strategy": (("counterfactual", "digits", "--strategy", "pie"), "strategy must be one of 'guided'"),
+    "strategy": (("counterfactual", "digits", "--strategy", "pie"), "strategy must be one of 'auto', 'guided'"),
     "margin": (("counterfactual", "breast-cancer", "--margin", "0"), "above 0"),
     "blurred table": (("counterfactual", "breast-cancer", "--replace", "blur"), "for images"),
     "method": (("explain", "digits", "--method", "salience"), "did you mean 'saliency'"),
