@@ -194,11 +194,12 @@ class Graded(Domain):
         lost = f.value(z, rows)[n] - f.value(without, rows[n])
         saved = self.cost(z, rows)[n] - self.cost(without, rows[n])
         worth = torch.full(sets.shape, torch.inf).to(z)
-        worth[n, pairs[:, 1]] = (lost / saved.clamp(min=1e-12)).to(z)
-        order = worth.argsort(1)
-        for j in range(int(sets.sum(1).max())):
-            which = torch.zeros_like(sets).scatter(1, order[:, j : j + 1], True) & sets
-            now = self._nearer(now, rows, which)
+        worth[n, pairs[:, 1]] = (lost / saved.clamp(min=1e-12)).to(z).nan_to_num()  # below what the others are worth
+        order, size = worth.argsort(1), sets.sum(1)
+        for j in range(int(size.max())):
+            some = (size > j).nonzero().squeeze(1)
+            which = torch.zeros_like(sets[some]).scatter(1, order[some, j : j + 1], True)
+            now = now.index_copy(0, some, self._nearer(now[some], rows[some], which))
         return now
 
     def _nearer(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
