@@ -22,7 +22,11 @@ ROUNDS = 20  # over all linear constraints; what is still broken then cannot be 
 
 @dataclass(frozen=True)
 class _Rules:
-    """What the features' codes keep to, [F] each: ranges, largest changes, grids, which may fall or rise, and spans."""
+    """What the features' codes keep to, [F] each, and where they stand.
+
+    Ranges, largest changes, grids, which may fall or rise, and spans; the first column, how it is scaled, whether it
+    begins a block, and which columns are whose [D, F].
+    """
 
     least: Tensor
     most: Tensor
@@ -33,6 +37,15 @@ class _Rules:
     falls: Tensor
     rises: Tensor
     span: Tensor
+    column: Tensor
+    offset: Tensor
+    scale: Tensor
+    block: Tensor
+    owner: Tensor
+
+    def snapped(self, codes: Tensor) -> Tensor:
+        """The nearest codes on their grids [B, F]."""
+        return torch.where(self.gridded, self.start + ((codes - self.start) / self.step).round() * self.step, codes)
 
 
 class FeatureSchema:
@@ -213,12 +226,10 @@ class FeatureSchema:
 
     def encoded(self, codes: Tensor) -> Tensor:
         """Codes [B, F], as the model takes them [B, D]."""
-        z = codes.new_zeros(len(codes), self.width)
-        for code, p in zip(codes.unbind(1), self.places, strict=True):
-            if p.block:
-                z[torch.arange(len(z)), p.start + code.long()] = 1
-            else:
-                z[:, p.start] = (code - p.offset) / p.scale
+        r, z = self._rules, codes.new_zeros(len(codes), self.width)
+        z[:, r.column[~r.block]] = ((codes - r.offset) / r.scale)[:, ~r.block]
+        for i, p in self._blocks:
+            z[torch.arange(len(z)), p.start + codes[:, i].long()] = 1
         return z.to(self.dtype)
 
     def decoded(self, z: Tensor, original: Tensor | None = None) -> Tensor:
@@ -227,19 +238,14 @@ class FeatureSchema:
         What is encoded like ``original`` [B, F] decodes to it, and what was clipped to a limit to that limit, to the
         last bit: so whatever :meth:`project` keeps to still holds for what people read.
         """
-        told: list[Tensor] = []
-        z = z.detach().cpu().double()
-        for i, (f, p) in enumerate(zip(self.features, self.places, strict=True)):
-            if p.block:
-                told.append(z[:, p.columns].argmax(1).double())
-                continue
-            code = f.snapped(z[:, p.start] * p.scale + p.offset).clamp(*f.range)
-            exact = [torch.as_tensor(end, dtype=torch.float64) for end in f.range if np.isfinite(end)]
-            for known in [*exact, *([] if original is None else [original[:, i]])]:
-                same = ((known - p.offset) / p.scale).to(self.dtype).double() == z[:, p.start]
-                code = torch.where(same, known, code)
-            told.append(code)
-        codes = torch.stack(told, 1) if told else z.new_zeros(len(z), 0)
+        r, z = self._rules, z.detach().cpu().double()
+        here = z[:, r.column]
+        codes = r.snapped(here * r.scale + r.offset).clamp(r.least, r.most)
+        for known in (r.least, r.most, *(() if original is None else (original,))):
+            same = ((known - r.offset) / r.scale).to(self.dtype).double() == here
+            codes = torch.where(same, known, codes)
+        for i, p in self._blocks:
+            codes[:, i] = z[:, p.columns].argmax(1).double()
         return codes if original is None else self._summed(self._allowed(codes, original), original)
 
     def decode(self, z: Tensor, original: Any = None) -> "pd.DataFrame":
@@ -304,7 +310,16 @@ class FeatureSchema:
             falls=each((f.mutable and f.direction != "increase" for f in self.features), torch.bool),
             rises=each((f.mutable and f.direction != "decrease" for f in self.features), torch.bool),
             span=each(f.span for f in self.features),
+            column=each((p.start for p in self.places), torch.long),
+            offset=each(p.offset for p in self.places),
+            scale=each(p.scale for p in self.places),
+            block=each((p.block for p in self.places), torch.bool),
+            owner=(self.feature_mask[0].cpu()[:, None] == torch.arange(len(self))).double(),
         )
+
+    @cached_property
+    def _blocks(self) -> list[tuple[int, Place]]:
+        return [(i, p) for i, p in enumerate(self.places) if p.block]
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The box in which encoded rows [B, D] may move: as :meth:`limits`, and which categories they may become."""
@@ -333,26 +348,20 @@ class FeatureSchema:
         least move. A row whose sums cannot be mended comes back as ``x``. With ``free`` [N, F] only those features
         move at all.
         """
-        home, free = self.decoded(x), None if free is None else free.cpu()
-        codes = torch.stack(
-            [
-                self._category(f, p, z, home[:, i])
-                if p.block
-                else z.detach().cpu().double()[:, p.start] * p.scale + p.offset
-                for i, (f, p) in enumerate(zip(self.features, self.places, strict=True))
-            ],
-            1,
-        )
-        for i, p in enumerate(self.places):  # what did not move stays, whatever decoding rounds
-            still = (z[:, p.columns] == x[:, p.columns]).all(1).cpu()
-            codes[still, i] = home[still, i]
+        r, home, free = self._rules, self.decoded(x), None if free is None else free.cpu()
+        wide = z.detach().cpu().double()
+        codes = wide[:, r.column] * r.scale + r.offset
+        moved = (z != x).cpu().double() @ r.owner > 0
+        for i, p in self._blocks:
+            codes[:, i] = self._category(self.features[i], p, wide, home[:, i])
+        codes = torch.where(moved, codes, home)  # what did not move stays, whatever decoding rounds
         codes = self._summed(self._allowed(codes, home, free), home, free)
         new = self.encoded(codes).to(z)
         same = (codes == home).to(z.device)
         return torch.where(same[:, self.feature_mask[0].to(z.device)], x, new)
 
     def _category(self, f: Feature, p: Place, z: Tensor, own: Tensor) -> Tensor:
-        score = z.detach().cpu().double()[:, p.columns]
+        score = z[:, p.columns]
         may = f.may_become()[own.long()]
         score = score.masked_fill(~may, -torch.inf)
         best = score.amax(1)
@@ -363,8 +372,7 @@ class FeatureSchema:
         """Codes within the limits of each row and on the grid; what did not change stays, wherever it is."""
         low, high = self.limits(home, free)
         r = self._rules
-        snapped = torch.where(r.gridded, r.start + ((codes - r.start) / r.step).round() * r.step, codes)
-        kept = torch.where(codes == home, home, snapped.clamp(low, high))
+        kept = torch.where(codes == home, home, r.snapped(codes).clamp(low, high))
         for i, f in enumerate(self.features):
             if f.kind == "categorical":
                 may = f.may_become()[home[:, i].long(), codes[:, i].long()] & f.mutable
