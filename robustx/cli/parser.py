@@ -233,7 +233,7 @@ strategies (those of the second line are others' proposals, and may take values 
         choices=DISTANCES,
         help="what is as small as can be: with l0+ first the number of features, then the norm (default: l0+l1)",
     )
-    q.add_argument("--strategy", metavar="NAME", help="how it is looked for, see below (default: auto, what suits best)")
+    q.add_argument("--strategy", metavar="NAME", help="how it is looked for, see below (default: auto)")
     q.add_argument("--time-limit", type=positive, metavar="S", help="seconds; what was found by then is told")
     q.add_argument("--segments", type=count, default=16, metavar="N", help="about how many superpixels (default: 16)")
     q.add_argument("--out", metavar="DIR", help="write the counterfactual and a picture to this folder")

@@ -1,6 +1,6 @@
 """Pictures of counterfactuals: what changed, what each change did, and the way there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -71,13 +71,18 @@ def path(result: "CounterfactualResult", example: int, title: str | None) -> "Fi
     return ways(on, behind, names, title or result.summary(example), MARGIN)
 
 
-def pareto(result: "CounterfactualResult", example: int, title: str | None) -> "Figure":
-    """How many features change against the cost of it, for an example and its alternatives."""
+def pareto(
+    result: "CounterfactualResult",
+    example: int,
+    title: str | None,
+    beside: Mapping[str, Sequence[tuple[float, float]]],
+) -> "Figure":
+    """How many features change against the cost of it: an example, its alternatives, and what else is known."""
     from ..plot import front
 
     found = [r for r in (result, *result.alternatives) if r.valid[example]]
-    points = [(float(r.n_changed[example]), float(r.cost[example])) for r in found]
-    told = {"counterfactuals": points} if points else {}
+    points = {"found": [(float(r.n_changed[example]), float(r.cost[example])) for r in found], **beside}
+    told = {name: pairs for name, pairs in points.items() if pairs}
     return front(told, title or result.summary(example), "features that change", "cost of the change")
 
 
@@ -110,7 +115,6 @@ DRAWN: dict[str, Callable[["CounterfactualResult", int, str | None], "Figure"]] 
     "table": table,
     "waterfall": waterfall,
     "path": path,
-    "pareto": pareto,
 }
 
 

@@ -1,6 +1,6 @@
 """What a counterfactual search hands back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -299,6 +299,7 @@ class CounterfactualResult:
         title: str | None = None,
         classes: Sequence[str] = (),
         bounds: Any = None,
+        beside: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     ) -> "Figure":
         """A picture as a matplotlib figure; save it with ``figure.savefig(path, bbox_inches="tight")``.
 
@@ -311,6 +312,7 @@ class CounterfactualResult:
             title: above the picture.
             classes: of images, what the classes are called.
             bounds: of images, (lowest, highest) value; None: 0 and 1, or those that occur.
+            beside: for ``"pareto"``, further pairs (number of features, cost) by name, such as those of :func:`pareto`.
 
         Raises:
             ArgumentError: there is no such kind, no such example, or the inputs are no images.
@@ -321,10 +323,13 @@ class CounterfactualResult:
         kind = drawing.usual(self, some[0]) if kind is None else kind
         if kind == "image":
             return drawing.image(self, some, title, classes, bounds)
-        if kind not in drawing.DRAWN:
-            raise ArgumentError(f"kind must be one of {', '.join(map(repr, (*drawing.DRAWN, 'image')))}, got {kind!r}")
+        kinds = (*drawing.DRAWN, "pareto", "image")
+        if kind not in kinds:
+            raise ArgumentError(f"kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
         if len(some) > 1:
             raise ArgumentError(f"kind={kind!r} shows one example, got {len(some)}; kind='image' takes several")
+        if kind == "pareto":
+            return drawing.pareto(self, some[0], title, beside or {})
         return drawing.DRAWN[kind](self, some[0], title)
 
     @cached_property

@@ -197,9 +197,11 @@ def test_images_are_drawn_as_images():
 
 
 def test_few_against_near(found):
-    axes = found.plot("pareto", 0).axes[0]
-    (x, y) = axes.lines[-1].get_data()
-    assert x.tolist() == [float(found.n_changed[0])] and y.tolist() == pytest.approx([float(found.cost[0])])
+    axes = found.plot("pareto", 0, beside={"others": [(2, 0.5), (3, 0.25)], "none": []}).axes[0]
+    (_, own, joined, _) = (line.get_data() for line in axes.lines)
+    assert [v.tolist() for v in own] == [[float(found.n_changed[0])], pytest.approx([float(found.cost[0])])]
+    assert [v.tolist() for v in joined] == [[2, 3], [0.5, 0.25]]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["found", "others"]
 
 
 @pytest.mark.parametrize(
