@@ -47,7 +47,8 @@ class Pairs:
         feature_mask: integers that broadcast to the inputs; equal ones change together. Default: each for itself.
         schema: what a table's columns are, in place of a mask.
         names: what to call the features, in the order of their ids.
-        tolerance: elements that differ by no more than this have not changed; other tools round.
+        tolerance: elements that differ by no more than this have not changed, unless the goal needs them: other tools
+            round.
         by: by how much a mixture must reach the goal, so that rounding in another batch does not undo it. Default: a
             hair (1e-4 logits), or half of what the counterfactual itself has if that is less.
         additional_forward_args, additional_forward_kwargs: passed on to the model.
@@ -101,7 +102,9 @@ class Pairs:
         there = torch.stack([flat(t).isfinite().all(1) for t in after]).all(0)
         self._given = there
         self._aim(f, target, min_prob)
-        self._take(tuple(_settled(a, b, tolerance, there) for a, b in zip(after, f.inputs, strict=True)))
+        self._take(tuple(torch.where(_rows(there, a), a, b) for a, b in zip(after, f.inputs, strict=True)))
+        if tolerance:
+            self._settle(tolerance)
         self.by = torch.minimum(self.goal.hair(self.before), self.margin / 2).clamp(min=0)
         if by is not None:
             self.by = torch.full_like(self.by, by)
@@ -121,6 +124,15 @@ class Pairs:
         apart = torch.cat([flat(a != b) for a, b in zip(after, self.f.inputs, strict=True)], 1)
         self.changed = self.features.gather(apart.to(torch.float32), self.f.everyone) > 0
         self.margin = self.f.to(inputs=after).score
+
+    def _settle(self, tolerance: float) -> None:
+        """Takes differences of no more than this back, all those of an example, unless its goal needs them."""
+        pairs = [
+            (a, torch.where((a - b).abs() <= tolerance, b, a) if a.is_floating_point() else a)
+            for a, b in zip(self.after, self.f.inputs, strict=True)
+        ]
+        needed = self.valid & ~self._to(tuple(near for _, near in pairs)).valid
+        self._take(tuple(torch.where(_rows(needed, a), a, near) for a, near in pairs))
 
     def _to(self, after: Tensors) -> Self:
         other = copy(self)
@@ -320,12 +332,6 @@ def _shaped_like(x_cf: Any, door: Door) -> Tensors:
         told, wanted = ([tuple(t.shape) for t in some] for some in (parts, door.inputs))
         raise ArgumentError(f"x_cf must be shaped like x, {wanted}, got {told}; give one counterfactual per example")
     return tuple(ordinary(a).to(b) for a, b in zip(parts, door.inputs, strict=True))
-
-
-def _settled(after: Tensor, before: Tensor, tolerance: float, there: Tensor) -> Tensor:
-    """``after`` without missing rows, and without differences that are none."""
-    near = ((after - before).abs() <= tolerance) if after.is_floating_point() else after == before
-    return torch.where(near | ~_rows(there, after), before, after)
 
 
 def _rows(flags: Tensor, like: Tensor) -> Tensor:

@@ -378,6 +378,12 @@ def test_missing_rows_other_tools_rounding_and_inputs_that_are_there_already(tol
     shaky[0] = torch.where(x_cf[0] == x[0], x[0] + 1e-9, x_cf[0])
     assert Pairs(model, x, shaky, tolerance=1e-8).changed[0].equal(x_cf[0] != x[0])
     assert Pairs(model, x, shaky).changed[0].all()
+    edge = lambda z: torch.stack([0 * z[:, 0], z.sum(1) - 1], 1)
+    hair = torch.tensor([[1.0, 1e-6, 0.0], [2.0, 1e-6, 0.0]], dtype=torch.float64)
+    kept = Pairs(edge, torch.zeros_like(hair), hair, tolerance=1e-5)
+    assert kept.valid.all()
+    assert kept.n_changed.tolist() == [2, 1]  # the first one needs what the second can do without
+    assert kept.prune().n_changed.tolist() == [2, 1]
     reached = prune(model, x, x_cf, target=model(x).argmax(1))  # where they are already
     assert (reached.n_changed[reached.valid] == 0).all()
     there = certify(model, x[:1], x_cf[:1], target=model(x[:1]).argmax(1), by=0.0)
