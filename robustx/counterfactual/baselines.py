@@ -34,6 +34,12 @@ def nearest_unlike(task: Task) -> None:
 
     The nearest unlike neighbour: Keane, Smyth (ICCBR 2020). Where the constraints keep it from reaching the goal, the
     next one is tried.
+
+    >>> from robustx.counterfactual import CounterfactualExplainer
+    >>> model = lambda x: torch.stack([x.sum(1), 1 + 0 * x.sum(1)], 1)
+    >>> explainer = CounterfactualExplainer(model, bounds=(0, 2), strategy="nearest-unlike")
+    >>> explainer.fit(torch.tensor([[0.1, 0.2], [1.9, 0.8], [1.2, 0.3]])).generate(torch.zeros(1, 2)).counterfactual
+    tensor([[1.2000, 0.3000]])
     """
     domain, rows = graded(task.domain, "nearest-unlike"), task.todo
     found = _unlike(task, domain, "nearest-unlike")
@@ -45,6 +51,12 @@ def nice(task: Task, name: str = "nice", near: bool = False) -> None:
 
     Brughmans, Leyman, Martens (Data Mining and Knowledge Discovery 38, 2024), section 3: the best is what gains most,
     or with ``near`` what gains most for what it costs. Where features can only be taken over together, all are.
+
+    >>> from robustx.counterfactual import CounterfactualExplainer
+    >>> model = lambda x: torch.stack([x.sum(1), 1 + 0 * x.sum(1)], 1)
+    >>> explainer = CounterfactualExplainer(model, bounds=(0, 2), strategy="nice")
+    >>> explainer.fit(torch.tensor([[0.1, 0.2], [1.9, 0.8], [1.2, 0.3]])).generate(torch.zeros(1, 2)).counterfactual
+    tensor([[1.2000, 0.0000]])
     """
     domain, rows = graded(task.domain, name), task.todo
     there = _unlike(task, domain, name)
@@ -93,6 +105,12 @@ def growing_spheres(task: Task) -> None:
     Laugel et al. (IPMU 2018), algorithms 1 and 2: a sphere is halved until no point drawn in it reaches the goal, and
     then the layer around it is searched. ``budget`` points each (fewer of very large examples), keyed by example, in
     the units of costs; within a schema they are put where it holds before they are tried.
+
+    >>> from robustx.counterfactual import CounterfactualExplainer
+    >>> model = lambda x: torch.stack([x.sum(1), 1 + 0 * x.sum(1)], 1)
+    >>> explainer = CounterfactualExplainer(model, bounds=(0, 2), strategy="growing-spheres")
+    >>> explainer.generate(torch.zeros(1, 2)).valid
+    tensor([True])
     """
     domain, rows = graded(task.domain, "growing-spheres"), task.todo
     region = box_of(domain).within(rows, task.movable[rows])
@@ -167,6 +185,12 @@ def sedc(task: Task) -> None:
     many sets are extended as there are features.
 
     They give way to the reference of the domain; where features move, to the mean of known examples.
+
+    >>> from robustx.counterfactual import CounterfactualExplainer
+    >>> model = lambda x: torch.stack([x.sum(1), 1 + 0 * x.sum(1)], 1)
+    >>> explainer = CounterfactualExplainer(model, reference=0.0, strategy="sedc")
+    >>> explainer.generate(torch.tensor([[0.6, 0.9]])).counterfactual
+    tensor([[0.6000, 0.0000]])
     """
     domain, rows = task.domain, task.todo
     give, f = _giving(task), domain.features.count
@@ -223,6 +247,12 @@ def wachter(task: Task) -> None:
     Wachter, Mittelstadt, Russell (Harvard Journal of Law & Technology 31, 2018), eq. 2: moves are weighed by the
     inverse of their features' median absolute deviation (of known examples, if there are any). A hinge on the margin
     stands for their squared error, as goals have margins.
+
+    >>> from robustx.counterfactual import CounterfactualExplainer
+    >>> model = lambda x: torch.stack([x.sum(1), 1 + 0 * x.sum(1)], 1)
+    >>> explainer = CounterfactualExplainer(model, bounds=(0, 2), strategy="wachter")
+    >>> explainer.generate(torch.tensor([[0.2, 0.2]])).counterfactual.sum(1).round(decimals=1)
+    tensor([1.])
     """
     domain, rows = graded(task.domain, "wachter"), task.todo
     rare, weight, best = _rarity(task, domain, rows), _weight(task, rows), Found.nothing(domain.home[rows])
@@ -248,6 +278,11 @@ def dice(task: Task) -> None:
     of features' median absolute deviation (of known examples, if there are any), and the determinant of similarities;
     then section 3.4: what moved less than is usual goes home, while the goal stays reached. Here for any goal and
     within constraints, and all examples and all their counterfactuals are one batch.
+
+    >>> from robustx.counterfactual import CounterfactualExplainer
+    >>> model = lambda x: torch.stack([x.sum(1), 1 + 0 * x.sum(1)], 1)
+    >>> CounterfactualExplainer(model, bounds=(0, 2), strategy="dice").generate(torch.zeros(1, 2)).valid
+    tensor([True])
     """
     domain, rows = graded(task.domain, "dice"), task.todo
     copy = torch.arange(TOGETHER, device=rows.device).repeat(len(rows))

@@ -27,6 +27,17 @@ class Known:
         f: the model at the known examples, whose score is its whole output [M, ...].
         y: their classes [M]: of an example that the model takes for another one no search takes values.
         goal: of the examples that are asked about.
+
+    Raises:
+        ArgumentError: labels that are no classes.
+
+    >>> from robustx.engine import Everything
+    >>> from robustx.perturb import Reach
+    >>> model = lambda x: torch.cat([x, 1 - x], 1)
+    >>> known = Known(Probe(model, (torch.tensor([[0.1], [0.7], [0.9]]),), Everything()))
+    >>> asked = known.to(Probe(model, (torch.tensor([[0.2]]),), Reach(torch.tensor([0]))))
+    >>> asked.reach(torch.tensor([0]))
+    tensor([[False,  True,  True]])
     """
 
     f: Probe
