@@ -62,11 +62,14 @@ def integrated_gradients(f: Probe, reference: Reference, quadrature: Quadrature,
     return times(way, mean) if multiply else mean
 
 
-def mean_grad(f: Probe, start: Tensor, way: Tensor, quadrature: Quadrature) -> Tensor:
-    """The weighted mean of the gradients at ``start + node * way`` [B, D]; holds one batch of them at a time."""
+def mean_grad(f: Probe, start: Tensor, way: Tensor, quadrature: Quadrature, rows: Tensor | None = None) -> Tensor:
+    """The weighted mean of the gradients at ``start + node * way`` [N, D], of ``rows`` (all examples, unless given).
+
+    Holds one batch of them at a time.
+    """
     nodes, weights = quadrature
-    answers = f.grads(len(nodes) * f.examples, along(start, way, nodes))
-    mean = weighed(((part, g) for part, _, g in answers), weights, f.examples)
+    answers = f.grads(len(nodes) * len(start), along(start, way, nodes, rows))
+    mean = weighed(((part, g) for part, _, g in answers), weights, len(start))
     return torch.zeros_like(start) if mean is None else mean
 
 
@@ -123,13 +126,13 @@ def _mean_of_pieces(
     return torch.zeros_like(finest(start)) if found is None else found
 
 
-def along(start: Tensor, way: Tensor, nodes: Tensor) -> Query:
-    """Queries at ``start + node * way``, node after node, each for all examples."""
+def along(start: Tensor, way: Tensor, nodes: Tensor, rows: Tensor | None = None) -> Query:
+    """Queries at ``start + node * way``, node after node, each for all examples, or for ``rows``."""
     nodes = nodes.to(start)
 
     def query(part: slice) -> tuple[Tensor, Tensor]:
         step, row = grid(part, len(start), start)
-        return start[row] + nodes[step, None] * way[row], row
+        return start[row] + nodes[step, None] * way[row], row if rows is None else rows[row]
 
     return query
 

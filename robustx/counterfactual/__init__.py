@@ -7,6 +7,7 @@ from .columns import Feature, Linear
 from .explain import ChangeExplanation, explain_change
 from .explainer import STRATEGIES, CounterfactualExplainer
 from .latent import Latent
+from .masked import Front, MaskedPGD, pareto
 from .metrics import METRICS, Langevin, Metric, evaluate
 from .pairs import Pairs, prune, refine
 from .plausible import LOF, Neighbours, Plausible, Prototype, Quantiles
@@ -27,9 +28,11 @@ __all__ = [
     "Ensemble",
     "Feature",
     "FeatureSchema",
+    "Front",
     "Langevin",
     "Latent",
     "Linear",
+    "MaskedPGD",
     "Metric",
     "Neighbours",
     "Noisy",
@@ -42,6 +45,7 @@ __all__ = [
     "certify",
     "evaluate",
     "explain_change",
+    "pareto",
     "prune",
     "refine",
 ]

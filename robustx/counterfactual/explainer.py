@@ -32,6 +32,7 @@ from .exact import exact
 from .guided import guided
 from .known import Known
 from .latent import Coded, Latent
+from .masked import masked_pgd
 from .naming import movable_of, names_of
 from .nearest import ATTACKING
 from .plausible import Limits, Plausible, Wanted, from_known
@@ -42,9 +43,15 @@ from .schema import FeatureSchema
 from .spelling import box_of, fixed, permitted
 from .table import Table
 
-STRATEGIES: dict[str, Strategy] = (
-    {"auto": auto, "guided": guided, "exact": exact, "proximal": proximal} | ATTACKING | BASELINES
-)
+STRATEGIES: dict[str, Strategy] = {
+    "auto": auto,
+    "guided": guided,
+    "exact": exact,
+    "proximal": proximal,
+    "masked-pgd": masked_pgd,
+    **ATTACKING,
+    **BASELINES,
+}
 """How counterfactuals are looked for, by name."""
 
 Distance = Literal["l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf"]

@@ -13,6 +13,7 @@ from torch import nn
 from robustx.counterfactual import STRATEGIES, CounterfactualExplainer, FeatureSchema
 from robustx.engine import ArgumentError
 
+OTHERS = {"alma", "ddn", "fab-t", "pdpgd"}  # differ from "fmn" by an attack alone, which has laws of its own
 DRAWING = {"growing-spheres", "dice"}  # draws are keyed by what stands in the columns: others' are other draws
 FRAME = credit(60)
 SCHEMA = credit_schema(FRAME)
@@ -46,7 +47,7 @@ def answer(strategy):
     return asked(strategy)
 
 
-@pytest.fixture(params=sorted(STRATEGIES))
+@pytest.fixture(params=sorted(set(STRATEGIES) - OTHERS))
 def strategy(request):
     return request.param
 
