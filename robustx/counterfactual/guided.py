@@ -44,10 +44,10 @@ def guided(task: Task, todo: Tensor | None = None) -> None:
 
 def finish(task: Task) -> None:
     """Values go back as far as the goal stays reached, and features go home that turn out not to be needed."""
-    while True:
-        refine(task, task.best.found.nonzero().squeeze(1))
-        if not revert(task):
-            return
+    left = task.best.found.nonzero().squeeze(1)
+    while len(left):
+        refine(task, left)
+        left = revert(task, left)
 
 
 def attempt(task: Task, rows: Tensor, sets: Tensor) -> Tensor:
@@ -89,17 +89,13 @@ def _leading(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
 def drop(task: Task) -> None:
     """Takes one feature out of each set, as long as the rest can still do it."""
     best = task.best
-    while True:
-        before = best.count.clone()
-        found = (best.found & (before > 1)).nonzero().squeeze(1)
-        pairs = best.sets[found].nonzero()
-        if not len(pairs):
-            return
-        rows = found[pairs[:, 0]]
-        sets = best.sets[rows].scatter(1, pairs[:, 1:], False)
-        attempt(task, rows, sets)
-        if torch.equal(best.count, before):
-            return
+    left = best.found.nonzero().squeeze(1)
+    while len(left := left[best.count[left] > 1]):
+        before = best.count[left]
+        pairs = best.sets[left].nonzero()
+        rows = left[pairs[:, 0]]
+        attempt(task, rows, best.sets[rows].scatter(1, pairs[:, 1:], False))
+        left = left[best.count[left] < before]
 
 
 def keeping_clear(hopes: list[Tensor], banned: Tensor | None) -> list[Tensor]:
@@ -245,14 +241,13 @@ def refine(task: Task, rows: Tensor) -> None:
     best.offer(rows, task.at(task.domain.refine(best.z[rows], rows, best.sets[rows]), rows))
 
 
-def revert(task: Task) -> bool:
-    """Takes home features whose change turns out not to be needed; whether there were any."""
+def revert(task: Task, rows: Tensor) -> Tensor:
+    """Takes home features of some examples whose change turns out not to be needed; those that had any."""
     best = task.best
-    found = best.found.nonzero().squeeze(1)
-    pairs = best.sets[found].nonzero()
-    if not len(pairs):
-        return False
-    rows, before = found[pairs[:, 0]], best.count.sum()
-    out = torch.zeros_like(best.sets[rows]).scatter(1, pairs[:, 1:], True)
-    best.offer(rows, task.at(task.domain.back(best.z[rows], rows, out), rows))
-    return bool(best.count.sum() < before)
+    before = best.count[rows]
+    pairs = best.sets[rows].nonzero()
+    if len(pairs):
+        n = rows[pairs[:, 0]]
+        out = torch.zeros_like(best.sets[n]).scatter(1, pairs[:, 1:], True)
+        best.offer(n, task.at(task.domain.back(best.z[n], n, out), n))
+    return rows[best.count[rows] < before]

@@ -16,7 +16,7 @@ from ..perturb.goals import Goal
 from .baselines import nice
 from .best import Task
 from .domain import Move
-from .guided import drop, refine, revert
+from .guided import drop, finish
 from .known import Known
 from .schema import FeatureSchema
 from .table import Table
@@ -288,10 +288,7 @@ def from_known(task: Task) -> None:
         return
     nice(task)
     drop(task)
-    while True:
-        refine(task, task.best.found.nonzero().squeeze(1))
-        if not revert(task):
-            return
+    finish(task)
 
 
 def _nearest(crowd: Crowd, inputs: Tensors, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:

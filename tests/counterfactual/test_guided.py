@@ -4,6 +4,7 @@ from itertools import combinations, permutations
 
 import pytest
 import torch
+from contest import Counter
 from torch import nn
 
 from robustx import zoo
@@ -192,6 +193,25 @@ def test_rows_do_not_depend_on_their_batch_nor_on_its_order():
         alone = explainer.generate(x[i : i + 1])
         torch.testing.assert_close(alone.counterfactual[0], whole.counterfactual[i])
         assert torch.equal(alone.changed[0], whole.changed[i])
+
+
+def test_a_batch_costs_each_row_what_it_costs_alone_and_few_more_calls():
+    model, data = zoo.load("breast-cancer", limit=6)
+    calls = Counter(model)
+
+    def ask(x):
+        calls.calls = 0
+        box = (x - 0.15).clamp(min=0), (x + 0.15).clamp(max=1)
+        with calls:
+            result = CounterfactualExplainer(model, bounds=box).generate(x)
+        return calls.calls, result.forwards, result.backwards
+
+    together, forwards, backwards = ask(data.x)
+    alone = [ask(data.x[i : i + 1]) for i in range(6)]
+    assert together <= 1.5 * max(called for called, *_ in alone)
+    for i, (_, forward, backward) in enumerate(alone):
+        assert abs(int(forwards[i] - forward)) <= 0.02 * int(forward) + 12
+        assert abs(int(backwards[i] - backward)) <= 0.02 * int(backward)
 
 
 def test_tuples_dicts_tokens_and_no_examples():
