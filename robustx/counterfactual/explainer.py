@@ -190,9 +190,15 @@ class CounterfactualExplainer:
         Args:
             X: as for :meth:`generate`, M of them.
             y: their classes [M]: where the model takes an example for another one, nothing is taken from it.
+
+        Raises:
+            ArgumentError: ``y`` holds no classes, or not one for each example.
         """
         door = Door.open(self._encoded(X))
-        labels = None if y is None else torch.as_tensor(np.asarray(y), device=door.inputs[0].device)
+        told = None if y is None else np.asarray(y)
+        if told is not None and told.dtype.kind not in "biuf":
+            raise ArgumentError(f"y must hold classes as whole numbers, got {told.dtype}; leave it out otherwise")
+        labels = None if told is None else torch.as_tensor(told, device=door.inputs[0].device)
         self.known_ = Known(door.probe(self.forward_func, limit=self.batch_size), labels)
         return self
 
