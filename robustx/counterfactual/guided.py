@@ -74,9 +74,10 @@ def _leading(task: Task, todo: Tensor, hopes: list[Tensor]) -> None:
     k = torch.ones_like(low)
     left = todo[top[todo] > 0]
     while len(left):
-        rows = left.repeat(len(ranks))
-        sets = torch.cat([rank[left] < k[left, None] for rank in ranks])
-        attempt(task, rows, sets)
+        sets = torch.stack([rank[left] < k[left, None] for rank in ranks])
+        again = torch.stack([(sets[:i] == sets[i]).all(2).any(0) for i in range(len(sets))])  # as told by another
+        i, n = (~again).nonzero(as_tuple=True)
+        attempt(task, left[n], sets[i, n])
         worked = best.count[left] <= k[left]
         high[left] = torch.where(worked, torch.minimum(best.count[left], k[left]), high[left])
         low[left] = torch.where(worked, low[left], k[left])
