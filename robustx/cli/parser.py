@@ -197,7 +197,7 @@ counterfactual.json, changes.csv and counterfactual.png. Exit code 1 says that n
 whether that is proved, how near the search came and what stood at the end of what is allowed.
 
 strategies (those of the second line are others' proposals, and may take values from the data at hand):
-  auto guided exact proximal fmn ddn alma pdpgd sigma-zero fab-t
+  auto guided exact proximal masked-pgd fmn ddn alma pdpgd sigma-zero fab-t
   nearest-unlike nice nice-proximity growing-spheres sedc dice wachter
 """,
     )

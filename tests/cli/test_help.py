@@ -43,9 +43,10 @@ def test_help_names_all_commands(run):
     assert [e[0] for e in examples(said.out)] == ["evaluate", "attack", "counterfactual", "explain"]
 
 
-def test_help_names_all_attacks_and_methods(run):
+def test_help_names_all_attacks_methods_and_strategies(run):
     assert all(name in run("attack", "--help").out for name in attacks.ATTACKS)
     assert all(name in run("explain", "--help").out for name in explain.METHODS)
+    assert all(f" {name}" in run("counterfactual", "--help").out for name in explainer.STRATEGIES)
     assert tuple(explainer.DISTANCES) == DISTANCES
 
 
