@@ -7,12 +7,13 @@ from typing import Any
 
 from .apgd import APGD
 from .auto import AutoAttack
-from .base import Active, Attack, Found, Perturbation, ZeroGradientWarning
+from .base import Active, Attack, Perturbation, ZeroGradientWarning
 from .carlini import CW, EAD, cw_l0, cw_l2, cw_linf, ead
 from .compare import AttackComparator
 from .deepfool import DeepFool, SuperDeepFool
 from .dual import ALMA, PDGD, PDPGD, alma, pdgd, pdpgd
 from .fab import FAB
+from .found import Found
 from .gradient import FGSM, PGD, TransferPGD, fgsm, pgd
 from .minimal import DDN, FMN, TrustRegion, ddn, fmn, trust_region
 from .portfolio import Portfolio, minimal_distance

@@ -15,7 +15,8 @@ from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import Leave, Loss
 from ..perturb.region import Region
-from .base import Active, Attack, Found, flat, warn_of
+from .base import Active, Attack, flat, warn_of
+from .found import Found
 from .gradient import likeliest
 
 AT_ONCE = 1 << 24

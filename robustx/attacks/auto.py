@@ -24,9 +24,10 @@ from ..perturb.goals import Loss, as_logits, class_goal
 from ..perturb.norms import Norm
 from ..perturb.region import Region
 from .apgd import APGD
-from .base import Attack, Found, ZeroGradientWarning
+from .base import Attack, ZeroGradientWarning
 from .checks import look, square_helped
 from .fab import FAB
+from .found import Found
 from .square import Square
 
 VERSIONS = {

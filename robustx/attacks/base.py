@@ -15,72 +15,18 @@ from ..engine.checks import whole
 from ..engine.guard import guarded, untouched
 from ..engine.memory import Pace
 from ..engine.packing import finest
-from ..engine.prepare import PRECISIONS, faithful, prepare, rounding
+from ..engine.prepare import PRECISIONS, faithful, prepare, rough, rounding
 from ..engine.probe import Door, Meter, Probe
 from ..engine.randomness import Noise, identities
-from ..perturb.goals import LOSSES, Climb, Goal, Leave, Loss, Reach, aim, class_goal
+from ..perturb.goals import LOSSES, Climb, Goal, Leave, Loss, Reach, Sized, aim, class_goal
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region, box, packed
+from .found import Found, shrunk
 from .result import AttackResult
 
 
 class ZeroGradientWarning(UserWarning):
     """The gradient is zero where an attack starts, so it has nowhere to go: that is no robustness."""
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """The best point of each row [N, D], its margin (> 0: the goal is reached) and size [N].
-
-    Where several attacks look, ``by`` [N] says which of them found it, and -1 that it is as it was.
-    """
-
-    z: Tensor
-    margin: Tensor
-    size: Tensor
-    by: Tensor | None = None
-
-    @classmethod
-    def nothing(cls, z: Tensor) -> "Found":
-        """``z``, not found to be good for anything yet."""
-        return cls(z, torch.full_like(z[:, 0], -torch.inf), torch.full_like(z[:, 0], torch.inf))
-
-    @property
-    def success(self) -> Tensor:
-        return self.margin > 0
-
-    def at(self, rows: Tensor) -> "Found":
-        return Found(self.z[rows], self.margin[rows], self.size[rows], None if self.by is None else self.by[rows])
-
-    def where(self, win: Tensor, other: "Found") -> "Found":
-        """``other`` in the rows that win."""
-        return Found(
-            torch.where(win[:, None], other.z, self.z),
-            torch.where(win, other.margin, self.margin),
-            torch.where(win, other.size, self.size),
-            None if self.by is None and other.by is None else torch.where(win, other._by, self._by),
-        )
-
-    def stronger(self, other: "Found") -> "Found":
-        """The point with the larger margin, row by row."""
-        return self.where(other.margin > self.margin, other)
-
-    def smaller(self, other: "Found") -> "Found":
-        """The smaller of the points that reach the goal, row by row."""
-        return self.where(other.success & (~self.success | (other.size < self.size)), other)
-
-    def put(self, rows: Tensor, part: "Found") -> "Found":
-        """With ``part`` in some of the rows."""
-        return Found(
-            self.z.index_copy(0, rows, part.z),
-            self.margin.index_copy(0, rows, part.margin.to(self.margin)),  # a model may answer in another dtype
-            self.size.index_copy(0, rows, part.size.to(self.size)),
-            None if self.by is None and part.by is None else self._by.index_copy(0, rows, part._by),
-        )
-
-    @property
-    def _by(self) -> Tensor:
-        return torch.full_like(self.size, -1, dtype=torch.long) if self.by is None else self.by
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,14 +242,17 @@ class Attack(ABC):
                 self.forward_func, None, additional_forward_args, additional_forward_kwargs, limit=self.batch_size
             )
         )
-        f = f.to(of=aim(f, goal, y, targeted, self.loss_func))
+        aimed = aim(f, goal, y, targeted, self.loss_func)
+        f, sized = f.to(of=aimed), f.to(of=Sized(aimed))
         eps = self.eps if eps is None else eps
         several = isinstance(eps, list | tuple)
         budgets: list[Any] = list(eps) if isinstance(eps, list | tuple) else [eps]
         if several and any(isinstance(e, Tensor) and e.numel() != 1 for e in budgets):
             raise ValueError("a list of budgets must hold numbers; for budgets of each example call run once for each")
         regions = [self._region(f, e, mask) for e in budgets]
-        quick, margin = prepare(f, self.precision), f.score
+        quick = prepare(sized, self.precision)
+        quick = f if quick is sized else quick.to(of=aimed)
+        margin, size = sized.score.reshape(-1, 2).unbind(1)
         rows = (~(margin > 0)).nonzero().squeeze(1)
         if len(rows) and not faithful(quick, margin[rows], rows):
             quick = f
@@ -315,7 +264,7 @@ class Attack(ABC):
             f.meter.asked = [] if history else None
             if found:
                 best, rows = self._carried(f, regions[i], best, untried)
-            best = found[i] = self._attempt(f, quick, regions[i], best, untried, rows)
+            best = found[i] = self._attempt(f, quick, regions[i], best, untried, rows, size)
             told[i] = f.meter.take()
         results = {
             i: AttackResult(
@@ -342,14 +291,23 @@ class Attack(ABC):
         names = (*self.parts, "")
         return tuple(names[k] for k in found.by.tolist())
 
-    def _attempt(self, f: Probe, quick: Probe, region: Region, best: Found, untried: Found, rows: Tensor) -> Found:
-        """``best`` [B], with what a search finds for some rows: asked by ``quick``, confirmed by ``f`` itself."""
+    def _attempt(
+        self, f: Probe, quick: Probe, region: Region, best: Found, untried: Found, rows: Tensor, size: Tensor
+    ) -> Found:
+        """``best`` [B], with what a search finds for some rows: asked by ``quick``, confirmed by ``f`` itself.
+
+        A search asks for a little more than the goal, as rounding may take some of numbers of that ``size`` [B]; what
+        a rough one found is drawn back by ``f``.
+        """
         noise = Noise(self.seed, type(self).__name__, identities(region.centre[rows]))
         for g in (quick, f):
             if not len(rows):
                 break
             near, before = region.at(rows), untried.at(rows)
-            part = self._sought(g, near, rows, noise, before)
+            part = self.search(_firm(g, size), near, rows, noise)
+            part = Found(part.z, part.margin.to(size), part.size.to(part.z), part.by)
+            if self.minimal and rough(g):
+                part = replace(shrunk(_firm(f, size), near, rows, part), by=part.by)
             if self.levels is not None:
                 part = self._graded(f, near, rows, part)
             if self.minimal:  # what is not near enough is not found, and then the input itself comes back
@@ -360,14 +318,6 @@ class Attack(ABC):
             if g is f:
                 break
         return best
-
-    def _sought(self, f: Probe, region: Region, rows: Tensor, noise: Noise, before: Found) -> Found:
-        """What a search finds for some rows [N]; it asks for a little more than the goal, as rounding may take some."""
-        assert isinstance(f.of, Goal)
-        slack = f.everyone.new_zeros(f.examples, dtype=before.margin.dtype)
-        slack[rows] = rounding(f, slack.dtype) * (1 + before.margin.abs())
-        found = self.search(f.to(of=f.of.firm(slack), strict=False), region, rows, noise)
-        return Found(found.z, found.margin.to(slack), found.size.to(found.z), found.by)
 
     def _confirmed(self, f: Probe, region: Region, rows: Tensor, z: Tensor, still: Tensor) -> Found:
         """What the tensors that come back really do [N]; those that did not move have the margins of before."""
@@ -457,6 +407,12 @@ class Perturbation(Attack):
             if self.levels is not None:
                 found = self._graded(f, region, f.everyone, found)
             return door.out(region.settle(found.z, f.packing))
+
+
+def _firm(f: Probe, size: Tensor) -> Probe:
+    """``f``, asking for so much more than its goal as rounding may take of numbers of that ``size`` [B]."""
+    assert isinstance(f.of, Goal)
+    return f.to(of=f.of.firm(rounding(f, size.dtype) * size), strict=False)
 
 
 def _told(bound: Any, usual: float) -> bool:

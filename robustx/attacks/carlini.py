@@ -15,7 +15,8 @@ from ..perturb.goals import Goal, Loss
 from ..perturb.norms import L1, L2
 from ..perturb.region import Region
 from .adam import Adaptive, fading
-from .base import Active, Attack, Found, warn_if_flat
+from .base import Active, Attack, warn_if_flat
+from .found import Found
 from .search import assured
 from .sparse import fewer, ranks
 

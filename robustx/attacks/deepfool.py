@@ -12,8 +12,8 @@ from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import Boundaries, Goal, Loss
 from ..perturb.region import Region
-from .base import Active, Attack, Found, warn_if_flat
-from .search import shrunk
+from .base import Active, Attack, warn_if_flat
+from .found import Found, shrunk
 
 
 def nearest(region: Region, z: Tensor, leads: Tensor, slopes: Tensor) -> Tensor:
@@ -35,6 +35,12 @@ def nearest(region: Region, z: Tensor, leads: Tensor, slopes: Tensor) -> Tensor:
     size = torch.where(there, region.norm.size(moves).reshape(n, t), torch.inf)
     share = (gained / need).nan_to_num().reshape(n, t)
     return torch.where(there.any(1), size.argmin(1), share.argmax(1))
+
+
+def theirs(rival: Tensor, leads: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """The lead [N] and the slope [N, D] of each row's ``rival``, of those of all boundaries: see :func:`nearest`."""
+    row = torch.arange(len(rival), device=rival.device)
+    return leads[row, rival], slopes[row, rival]
 
 
 def toward(region: Region, z: Tensor, lead: Tensor, slope: Tensor, beyond: float, first: Tensor) -> Tensor:
@@ -92,7 +98,7 @@ def deepfool(
         if step == steps or not len(a):
             break
         rival = nearest(a.region, a.z, leads, slopes)
-        lead, slope = (t[torch.arange(len(a), device=a.z.device), rival] for t in (leads, slopes))
+        lead, slope = theirs(rival, leads, slopes)
         z = toward(a.region, a.z, lead, slope, overshoot, first[a.index])
         a = a.to(z=z, rival=rival, lead=lead)
     return best
@@ -131,7 +137,7 @@ def superdeepfool(
         if step == steps or not len(a):
             break
         rival = torch.where(reached, leads.argmax(1), nearest(a.region, a.z, leads, slopes))
-        lead, slope = (t[torch.arange(len(a), device=a.z.device), rival] for t in (leads, slopes))
+        lead, slope = theirs(rival, leads, slopes)
         home, ahead = a.region.centre, toward(a.region, a.z, lead, slope, overshoot, first[a.index])
         gain = (1 + 1e-6) * ((slope * (a.z - home)).sum(1) - lead)  # on which side is not for rounding to say
         back = home + region.norm.least(slope, gain, a.region.room(home, slope))

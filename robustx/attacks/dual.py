@@ -11,9 +11,9 @@ from ..engine.probe import Probe
 from ..perturb.norms import Norm
 from ..perturb.region import Region
 from .adam import Adaptive
-from .base import Active, Found
+from .base import Active
+from .found import Found, shrunk
 from .minimal import Descent, outset
-from .search import shrunk
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,11 @@ from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import Boundaries, Goal, Loss
 from ..perturb.region import Region
-from .base import Active, Attack, Found, warn_if_flat
-from .deepfool import nearest
+from .base import Active, Attack, warn_if_flat
+from .deepfool import nearest, theirs
+from .found import Found, shrunk
 from .gradient import rivals
-from .search import shrunk, sure
+from .search import sure
 
 
 def fab(
@@ -54,7 +55,7 @@ def fab(
         if step == steps or not len(a):
             break
         rival = nearest(a.region, a.z, leads, slopes)
-        lead, slope = (t[torch.arange(len(a), device=a.z.device), rival] for t in (leads, slopes))
+        lead, slope = theirs(rival, leads, slopes)
         home = a.region.centre
         z = torch.where(reached[:, None], torch.lerp(home, a.z, backward), a.z)
         here, there = (onto(a.region, p, lead + (slope * (p - a.z)).sum(1), slope) for p in (z, home))

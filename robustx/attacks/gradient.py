@@ -15,7 +15,8 @@ from ..engine.scores import Everything
 from ..perturb.goals import Leave, Loss, as_logits
 from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
-from .base import Found, Perturbation, flat, per_row, warn_if_flat, warn_of
+from .base import Perturbation, flat, per_row, warn_if_flat, warn_of
+from .found import Found
 from .momentum import Climbing, Momentum, Part, Translation, Variance, steered
 from .views import Diversity, Scales, View, Viewed, pictures
 

@@ -14,10 +14,11 @@ from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import Boundaries, Goal, Leave, Loss
 from ..perturb.region import Region
-from .base import Active, Attack, Found, warn_if_flat
-from .deepfool import nearest
+from .base import Active, Attack, warn_if_flat
+from .deepfool import nearest, theirs
+from .found import Found, shrunk
 from .gradient import likeliest
-from .search import shrunk, sure
+from .search import sure
 
 
 def outset(f: Probe, region: Region, rows: Tensor, candidates: int | None) -> Tensor:
@@ -27,10 +28,10 @@ def outset(f: Probe, region: Region, rows: Tensor, candidates: int | None) -> Te
     forward, and one backward for each of the ``candidates`` likeliest rivals (Yao et al., CVPR 2019, eq. 8).
     """
     assert isinstance(f.of, Goal)
-    leads, slopes = f.to(of=Boundaries(f.of, candidates)).grad(region.centre, rows)
-    warn_if_flat(leads[:, 0], slopes.flatten(1))
-    rival = nearest(region, region.centre, leads[:, 1:], slopes)[:, None]
-    lead, slope = leads[:, 1:].gather(1, rival).squeeze(1), slopes.take_along_dim(rival[:, :, None], 1).squeeze(1)
+    told, slopes = f.to(of=Boundaries(f.of, candidates)).grad(region.centre, rows)
+    warn_if_flat(told[:, 0], slopes.flatten(1))
+    leads = told[:, 1:]
+    lead, slope = theirs(nearest(region, region.centre, leads, slopes), leads, slopes)
     least = region.norm.least(slope, -1.001 * lead.to(slope), region.room(region.centre, slope))
     return region.project(region.centre + least)
 

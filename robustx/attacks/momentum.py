@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..engine.probe import Probe
 from ..engine.randomness import Noise
-from .base import Active, Found
+from .base import Active
+from .found import Found
 from .views import unheard
 
 

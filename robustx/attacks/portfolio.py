@@ -13,9 +13,10 @@ from ..engine.randomness import Noise
 from ..perturb.goals import Goal, Loss
 from ..perturb.norms import Norm
 from ..perturb.region import Region
-from .base import Attack, Found
+from .base import Attack
 from .deepfool import SuperDeepFool, superdeepfool
 from .fab import FAB
+from .found import Found
 from .minimal import FMN
 from .result import AttackResult
 from .sparse import VFGA, SigmaZero, fewer
@@ -115,6 +116,7 @@ def minimal_distance(
     mask: Any = None,
     additional_forward_args: Any = None,
     additional_forward_kwargs: dict[str, Any] | None = None,
+    history: bool = False,
     **options: Any,
 ) -> AttackResult:
     """How near the closest point of another class lies, as far as a :class:`Portfolio` of attacks finds it.
@@ -138,4 +140,5 @@ def minimal_distance(
         mask=mask,
         additional_forward_args=additional_forward_args,
         additional_forward_kwargs=additional_forward_kwargs,
+        history=history,
     )

@@ -17,7 +17,8 @@ from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import Boundaries, Goal, Leave, labels
 from ..perturb.region import Region
-from .base import Active, Attack, Found, Perturbation
+from .base import Active, Attack, Perturbation
+from .found import Found, shrunk
 from .gradient import PGD, pgd, rivals
 
 Search = Callable[[Region, Tensor, Tensor | None], Found]
@@ -45,41 +46,6 @@ def bisect(search: Search, f: Probe, region: Region, rows: Tensor, rounds: int) 
         low[left] = torch.where(found.success, low[left], middle)
         best = best.put(left, best.at(left).smaller(found))
     return best
-
-
-def shrunk(f: Probe, region: Region, rows: Tensor, found: Found, rounds: int = 7) -> Found:
-    """Each point that succeeded, moved straight back towards the centre as far as it still succeeds; values only."""
-    left = found.success.nonzero().squeeze(1)
-    if not len(left) or region.norm.unit:  # a count does not shrink along a line
-        return found
-    region, best = region.at(left), found.at(left)
-    z = way_back(f, rows[left], region.centre, best.z, rounds, best.margin)
-    return found.put(left, best.smaller(Found(z, f.value(z, rows[left]), region.size(z))))
-
-
-def way_back(f: Probe, rows: Tensor, home: Tensor, away: Tensor, rounds: int, margin: Tensor | None = None) -> Tensor:
-    """The nearest to ``home`` [N, D] of the points on the line to ``away`` that still reach the goal; values only.
-
-    ITP of Oliveira and Takahashi (ACM TOMS 47, 2020): false position, drawn towards the middle of the interval that is
-    left, and never so far from it that halving would do better by more than one round. ``margin`` [N] is that of
-    ``away``, where it is known.
-    """
-    low, high = torch.zeros_like(rows, dtype=home.dtype), torch.ones_like(rows, dtype=home.dtype)
-    below, above = f.value(home, rows), f.value(away, rows) if margin is None else margin
-    least = 8 * torch.finfo(below.dtype).eps * (1 + below.abs().nan_to_num(0, 0, 0))  # another batch rounds otherwise
-    below, above = below - least, above - least
-    for r in range(rounds):
-        width, middle = high - low, (low + high) / 2
-        share = (below / (below - above)).to(home.dtype)
-        t = low + width * torch.where(share.isfinite(), share, 0.5)
-        inward = torch.minimum(0.2 * width.square(), (middle - t).abs())
-        most = (2.0**-r - width / 2).clamp(min=0)
-        t = middle + (t + (middle - t).sign() * inward - middle).clamp(-most, most)
-        now = f.value(torch.lerp(home, away, t[:, None]), rows) - least
-        good = now > 0
-        below, above = torch.where(good, below, now), torch.where(good, now, above)
-        low, high = torch.where(good, low, t), torch.where(good, t, high)
-    return torch.where((high < 1)[:, None], torch.lerp(home, away, high[:, None]), away)
 
 
 def sure(f: Probe, region: Region, rows: Tensor, noise: Noise, steps: int = 8, draws: int = 16) -> Found:

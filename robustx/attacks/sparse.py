@@ -14,10 +14,11 @@ from ..perturb.goals import Boundaries, Goal, Leave, Loss
 from ..perturb.norms import L2
 from ..perturb.region import Region
 from .adam import Adaptive, fading
-from .base import Active, Attack, Found, warn_if_flat
+from .base import Active, Attack, warn_if_flat
 from .deepfool import deepfool
+from .found import Found, shrunk
 from .gradient import rivals
-from .search import assured, shrunk
+from .search import assured
 
 
 def ranks(f: Probe, region: Region, rows: Tensor, z: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from ..engine.probe import Probe
 from ..engine.randomness import Noise
 from ..perturb.goals import Goal, Loss, Progress
 from ..perturb.region import Region
-from .base import Active, Attack, Found
+from .base import Active, Attack
+from .found import Found
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 queries the share of elements that change at once is halved: section 5 of the paper."""

@@ -10,7 +10,8 @@ from ..engine.checks import whole
 from ..engine.probe import Probe
 from ..engine.randomness import Noise, identities
 from ..perturb.region import Region
-from .base import Attack, Found
+from .base import Attack
+from .found import Found
 from .views import Draws, Viewed
 
 

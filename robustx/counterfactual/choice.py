@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.base import Found
+from ..attacks.found import Found
 from ..engine.checks import ArgumentError
 from ..engine.packing import Packing, Tensors, finest, flat
 from ..engine.probe import Probe

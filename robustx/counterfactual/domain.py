@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attacks.base import Found
+from ..attacks.found import Found, shrunk, way_back
 from ..attacks.gradient import likeliest, pgd
-from ..attacks.search import shrunk, way_back
 from ..attribution.ablation import feature_ablation
 from ..attribution.coalitions import Coalitions
 from ..attribution.path import gauss_legendre, mean_grad

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..attacks.base import Found
+from ..attacks.found import Found
 from ..engine.checks import ArgumentError
 from ..engine.packing import Tensors
 from ..engine.probe import Probe

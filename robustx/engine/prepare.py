@@ -240,18 +240,22 @@ def prepare(f: Probe, precision: str | None) -> Probe:
 
 def faithful(quick: Probe, score: Tensor, rows: Tensor) -> bool:
     """Whether a prepared probe finds the scores [N] that some examples have: one more pass of them if in bfloat16."""
-    if not isinstance(quick.model, Prepared) or quick.model.dtype is None:
+    if not rough(quick):
         return True
     apart = quick.to(strict=False).value(quick.point[rows], rows) - score
     return bool(apart.norm() <= 0.1 * score.norm())
 
 
+def rough(f: Probe) -> bool:
+    """Whether a probe's answers have fewer digits than the model's own."""
+    return isinstance(f.model, Prepared) and f.model.dtype is not None
+
+
 def rounding(f: Probe, dtype: torch.dtype) -> float:
     """As what share of itself a score may come out differently, prepared or in a batch of another shape."""
-    own = torch.finfo(dtype).eps
-    if not isinstance(f.model, Prepared):
-        return 8 * own
-    return 64 * own if f.model.dtype is None else torch.finfo(f.model.dtype).eps
+    if isinstance(f.model, Prepared) and f.model.dtype is not None:
+        return torch.finfo(f.model.dtype).eps
+    return (64 if dtype in (torch.float32, torch.float64) else 8) * torch.finfo(dtype).eps  # halves add up in singles
 
 
 def _open(m: nn.Module) -> bool:

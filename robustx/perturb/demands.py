@@ -47,6 +47,9 @@ class Demand(Goal):
     def hair(self, before: Tensor) -> Tensor:
         return self.goal.hair(before)
 
+    def size(self, out: Any, rows: Tensor) -> Tensor:
+        return self.goal.size(self.own(out), rows)
+
 
 @dataclass(frozen=True, eq=False)
 class Within(Demand):

@@ -108,6 +108,13 @@ class Goal(Score):
     def value(self, out: Any, rows: Tensor) -> Tensor:
         return self.lead(out, rows) - (self.by[rows] if isinstance(self.by, Tensor) else self.by)
 
+    def size(self, out: Any, rows: Tensor) -> Tensor:
+        """How large the numbers are that the margin is made of [N], of which rounding takes a share; 0 for infinite.
+
+        Of a margin of which no more is known, 1 and its own size.
+        """
+        return (1 + self.lead(out, rows).abs()).nan_to_num(1, 1, 1)
+
     def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
         """What has to rise above 0 for the goal, where any one of several will do [N, T]: see :class:`Boundaries`."""
         return self.value(out, rows)[:, None]
@@ -164,6 +171,13 @@ class _ClassGoal(Goal):
 
     def hair(self, before: Tensor) -> Tensor:
         return torch.full_like(before, 1e-4)  # logits: also where the margin is small, rounding is not
+
+    def size(self, out: Any, rows: Tensor) -> Tensor:
+        logits, y = as_logits(out, rows), self.y[rows][:, None]
+        rival = logits.scatter(1, y, -torch.inf).argmax(1, keepdim=True)
+        large = logits.abs().nan_to_num(0, 0, 0)
+        pair = large.gather(1, torch.cat([y, rival], 1)).amax(1, keepdim=True)
+        return torch.where(large <= 100 * pair, large, 0).amax(1)  # what rules a class out may be any number
 
     def climb(self, out: Any, rows: Tensor) -> Tensor:
         """The loss away from ``y`` [N]."""
@@ -271,6 +285,10 @@ class Between(Goal):
         low, high = (b[rows] if isinstance(b, Tensor) and b.ndim else b for b in (self.low, self.high))
         return torch.minimum(v - low, high - v)
 
+    def size(self, out: Any, rows: Tensor) -> Tensor:
+        v, lead = Output(self.target).value(out, rows), self.lead(out, rows)
+        return (v.abs() + lead.abs()).nan_to_num(0, 0, 0)
+
 
 @dataclass(frozen=True, eq=False)
 class Until(Goal):
@@ -317,6 +335,9 @@ class Whose(Goal):
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         return self.goal.pull(out, self.rows[rows])
 
+    def size(self, out: Any, rows: Tensor) -> Tensor:
+        return self.goal.size(out, self.rows[rows])
+
     def leads(self, out: Any, rows: Tensor, count: int | None = None) -> Tensor:
         return self.goal.leads(out, self.rows[rows], count)
 
@@ -351,6 +372,29 @@ class Boundaries(Score):
 
     def pull(self, out: Any, rows: Tensor) -> Tensor:
         return self.goal.leads(out, rows, self.count)
+
+    def noted(self, value: Tensor) -> Tensor:
+        return value[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Sized(Score):
+    """A goal's margin and the size of the numbers that it is made of, side by side [N, 2]."""
+
+    goal: Goal
+
+    def ask(self, call: Ask, inputs: Tensors, rows: Tensor) -> Any:
+        return self.goal.ask(call, inputs, rows)
+
+    @property
+    def passes(self) -> int:
+        return self.goal.passes
+
+    def check(self, out: Any, rows: Tensor) -> None:
+        self.goal.check(out, rows)
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return torch.stack([self.goal.value(out, rows), self.goal.size(out, rows)], 1)
 
     def noted(self, value: Tensor) -> Tensor:
         return value[:, 0]

@@ -158,3 +158,9 @@ def test_further_arguments_reach_the_model():
         steps=5,
     )
     assert_close(found.distance, minimal_distance(model, x, y, "L2", bounds=(0, 1), steps=5).distance)
+
+
+def test_minimal_distance_keeps_the_history_on_request():
+    model, x = (lambda x: x), torch.tensor([[0.8, 0.4], [0.6, 0.5]])
+    asked, plain = (minimal_distance(model, x, 0, "L2", steps=4, history=h) for h in (True, False))
+    assert plain.history is None and (asked.history > 0).any(1).all()

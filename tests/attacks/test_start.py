@@ -7,7 +7,8 @@ from exact import distances
 from torch.testing import assert_close
 
 from robustx.attacks import Found
-from robustx.attacks.search import shrunk, sure, way_back
+from robustx.attacks.found import shrunk, way_back
+from robustx.attacks.search import sure
 from robustx.engine import Noise, Probe
 from robustx.engine.randomness import identities
 from robustx.perturb import NORMS, Between, Leave, Region, Until
@@ -58,7 +59,7 @@ def test_way_back_leaves_what_another_batch_may_round(dtype):
     home, away = torch.zeros(3, 1, dtype=dtype), torch.tensor([[1.0], [2.0], [5.0]], dtype=dtype)
     f = Probe(lambda z: 4 * z[:, 0] - 1, (home,), Until(lambda out: out))
     margin = f.value(way_back(f, f.everyone, home, away, 30))
-    assert (margin > 8 * torch.finfo(dtype).eps).all() and (margin < 1e-5).all()
+    assert (margin > 8 * torch.finfo(dtype).eps).all() and (margin < 2e-5).all()
 
 
 @every
