@@ -66,6 +66,14 @@ def flat(t: Tensor) -> Tensor:
     return t.reshape(len(t), prod(t.shape[1:]))
 
 
+def like(t: Tensor, given: Tensor) -> Tensor:
+    """``t`` with its channels last in memory, if pictures or volumes that were ``given`` have theirs there."""
+    form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(given.ndim)
+    if form is None or t.ndim != given.ndim or given.is_contiguous() or not given.is_contiguous(memory_format=form):
+        return t
+    return t.contiguous(memory_format=form)
+
+
 def times(a: Tensor, g: Tensor) -> Tensor:
     """[N, D] times [N, ..., D] -> [N, ..., D]: what stands at a site, times gradients of one score or of several."""
     return a.reshape(len(a), *(1,) * (g.ndim - 2), a.shape[1]) * g

@@ -16,7 +16,7 @@ from .checks import ArgumentError, ArgumentTypeError
 from .guard import Shared, modules_of, ordinary
 from .later import Later, in_turn
 from .memory import PASSING, Pace, out_of_memory
-from .packing import Packing, Tensors, flat
+from .packing import Packing, Tensors, flat, like
 from .patches import WIDE, Patches
 from .rules import Rules
 from .scores import Ask, Everything, Output, OutputError, Score
@@ -725,7 +725,8 @@ class Door:
         )
 
     def out(self, tensors: Sequence[Tensor]) -> Any:
-        """Results in the form in which the inputs came."""
+        """Results in the form in which the inputs came, and laid out in memory as they are."""
+        tensors = [like(t, given) for t, given in zip(tensors, self.inputs, strict=True)]
         if self.names is not None:
             return dict(zip(self.names, tensors, strict=True))
         return tensors[0] if self.single else tuple(tensors)

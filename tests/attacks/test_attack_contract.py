@@ -421,8 +421,10 @@ def test_inputs_of_any_layout(case, layout):
     else:
         given = torch.stack([x, x], -1)[..., 0]
     assert not given.is_contiguous()
-    assert_same(case(model).run(given, y), case(model).run(x, y), rtol=0, atol=1e-12)
+    result = case(model).run(given, y)
+    assert_same(result, case(model).run(x, y), rtol=0, atol=1e-12)
     assert torch.equal(given, x)
+    assert result.adversarial.is_contiguous(memory_format=getattr(torch, layout, torch.contiguous_format))
 
 
 # --- awkward models ---------------------------------------------------------------------------------------

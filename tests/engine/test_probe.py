@@ -454,6 +454,18 @@ def test_results_go_out_as_inputs_came_in(given, names, shapes):
         assert isinstance(out, tuple) and all(torch.equal(a, b + 1) for a, b in zip(out, given, strict=True))
 
 
+def test_results_go_out_laid_out_as_inputs_came_in():
+    picture, volume = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4, 4)
+    last = picture.to(memory_format=torch.channels_last), volume.to(memory_format=torch.channels_last_3d)
+    both = Door.open(last).out((picture, volume))
+    assert both[0].is_contiguous(memory_format=torch.channels_last) and torch.equal(both[0], picture)
+    assert both[1].is_contiguous(memory_format=torch.channels_last_3d) and torch.equal(both[1], volume)
+    assert Door.open(last[0]).out((volume,)) is volume  # more axes than the inputs have
+    assert Door.open(picture).out((picture,)) is picture
+    grey = picture[:, :1].contiguous()  # laid out both ways at once
+    assert Door.open(grey).out((grey,)) is grey
+
+
 NAN, INF = float("nan"), float("inf")
 
 
