@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..attacks.base import Found
 from ..attacks.carlini import weigh
+from ..attacks.found import Found
 from ..engine.checks import ArgumentError
 from ..engine.packing import finest
 from ..engine.randomness import Noise
