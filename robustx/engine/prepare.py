@@ -255,7 +255,10 @@ def rounding(f: Probe, dtype: torch.dtype) -> float:
     """As what share of itself a score may come out differently, prepared or in a batch of another shape."""
     if isinstance(f.model, Prepared) and f.model.dtype is not None:
         return torch.finfo(f.model.dtype).eps
-    return (64 if dtype in (torch.float32, torch.float64) else 8) * torch.finfo(dtype).eps  # halves add up in singles
+    own = torch.finfo(dtype).eps
+    if dtype not in (torch.float32, torch.float64):
+        return 8 * own  # halves add up in singles
+    return (64 if isinstance(f.model, Prepared) else 32) * own
 
 
 def _open(m: nn.Module) -> bool:

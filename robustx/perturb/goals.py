@@ -176,8 +176,9 @@ class _ClassGoal(Goal):
         logits, y = as_logits(out, rows), self.y[rows][:, None]
         rival = logits.scatter(1, y, -torch.inf).argmax(1, keepdim=True)
         large = logits.abs().nan_to_num(0, 0, 0)
-        pair = large.gather(1, torch.cat([y, rival], 1)).amax(1, keepdim=True)
-        return torch.where(large <= 100 * pair, large, 0).amax(1)  # what rules a class out may be any number
+        pair = large.gather(1, torch.cat([y, rival], 1)).sum(1, keepdim=True)
+        near = torch.where(large <= 100 * pair, large, 0)  # what rules a class out may be any number
+        return torch.cat([near, pair], 1).amax(1)
 
     def climb(self, out: Any, rows: Tensor) -> Tensor:
         """The loss away from ``y`` [N]."""

@@ -14,7 +14,7 @@ NEAREST = {
     "deepfool-Linf": ("deepfool", {"norm": "Linf"}),
     "fmn-L1": ("fmn", {"norm": "L1", "steps": 50}),
     "fmn-L2": ("fmn", {"norm": "L2", "steps": 50}),
-    "cw-L2": ("cw", {"norm": "L2", "steps": 60, "rounds": 6}),
+    "cw-L2": ("cw", {"norm": "L2"}),
     "bisection-Linf": ("bisection", {"norm": "Linf", "loss_func": "margin", "steps": 5, "rounds": 6}),
 }
 nearest = pytest.mark.parametrize("name, options", NEAREST.values(), ids=NEAREST)
@@ -53,22 +53,19 @@ def test_what_a_fast_search_finds_is_drawn_back_by_the_model_itself(problem, nam
     )
     assert fast.success.all()
     share = fast.distance / exact.distance.clamp(min=1e-9)
-    assert share.median() <= 1.01 and share.max() <= 1.03
+    assert share.median() <= 1.01 and share.max() <= 1.03  # a rough search may end at another boundary
 
 
 def test_the_size_of_what_is_compared():
     """Not of classes that are ruled out, by whatever number; 1 and the margin where no more is known."""
     rows, out = torch.arange(2), torch.tensor([[3.0, -5.0, -1e9], [0.5, 0.25, -torch.inf]])
     for goal in (Leave(rows), Reach(rows), Surely(rows)):
-        assert goal.size(out, rows).tolist() == [5.0, 0.5]
-        assert goal.size(out.clamp(min=-8), rows).tolist() == [8.0, 8.0]
+        assert goal.size(out, rows).tolist() == [8.0, 0.75]
+        assert goal.size(out.clamp(min=-9), rows).tolist() == [9.0, 9.0]
     assert Between(low=7.0, target=0).size(out, rows).tolist() == [3 + 4, 0.5 + 6.5]
     assert Until(lambda out: out[:, 1]).size(out, rows).tolist() == [6.0, 1.25]
     assert Leave(rows * 0).size(torch.full((2, 3), -torch.inf), rows).tolist() == [0.0, 0.0]
-    assert Leave(rows * 0).size(torch.tensor([4.0, -6.0]), rows).tolist() == [
-        2.0,
-        3.0,
-    ]  # one logit is a half and a half
+    assert Leave(rows * 0).size(torch.tensor([4.0, -6.0]), rows).tolist() == [4.0, 6.0]  # halves of the one logit
 
 
 def test_masked_classes_cost_nothing():
