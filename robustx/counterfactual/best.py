@@ -43,12 +43,14 @@ class Task:
         home = self.domain.home
         margin = self.domain.probe.value(home)
         none = torch.zeros_like(self.movable)
-        return Best(home.clone(), margin, none, torch.zeros_like(home[:, 0]), self.few, self.banned)
+        never = torch.where(self.movable.any(1), 1, self.movable.shape[1] + 1)  # what may not change stays as it is
+        fewest = torch.where(margin > 0, 0, never)
+        return Best(home.clone(), margin, none, home.new_zeros(len(home)), self.few, self.banned, fewest)
 
     @property
     def todo(self) -> Tensor:
-        """The examples for which nothing has been found yet [n]."""
-        return (~self.best.found).nonzero().squeeze(1)
+        """The examples for which nothing has been found yet, of those of which something may change [n]."""
+        return (~self.best.found & self.movable.any(1)).nonzero().squeeze(1)
 
     def at(self, z: Tensor, rows: Tensor, margin: Tensor | None = None) -> "Best":
         """Points of some rows [N], as they can be offered; what changes too many features reaches nothing."""

@@ -81,7 +81,7 @@ class Domain(ABC):
 
     def back(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         """``z`` with the features ``which`` [N, F] taken home."""
-        return self.part(z, rows, which, torch.zeros_like(z[:, 0]))
+        return self.part(z, rows, which, z.new_zeros(len(z)))
 
     @abstractmethod
     def changed(self, z: Tensor, rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The one object that finds counterfactuals: what is asked about, how features may change, and by which strategy."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..attacks.base import ZeroGradientWarning
 from ..attribution.shapley import shares_of_change
 from ..engine.checks import ArgumentError, ArgumentTypeError, whole
 from ..engine.guard import guarded, untouched
@@ -147,6 +149,11 @@ class CounterfactualExplainer:
             )
         if bounds is not None and (not isinstance(bounds, tuple | list) or len(bounds) != 2):
             raise ArgumentError(f"bounds must be a pair (lowest, highest), such as (0, 1), got {bounds!r}")
+        if schema is not None and not isinstance(schema, FeatureSchema):
+            raise ArgumentTypeError(
+                f"schema must be a FeatureSchema, such as FeatureSchema.from_dataframe(table), got "
+                f"{type(schema).__name__}; a box is given by name: bounds=(0, 1)"
+            )
         if isinstance(reference, str):
             named(reference)
         if distance not in DISTANCES:
@@ -155,6 +162,8 @@ class CounterfactualExplainer:
             raise ArgumentError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
         if by is not None and not by > 0:
             raise ArgumentError(f"by must be above 0, got {by!r}: at 0 a counterfactual may not survive rounding")
+        whole("steps", steps, 1)
+        whole("budget", budget, 1)
         self.forward_func, self.schema, self.bounds, self.reference = forward_func, schema, bounds, reference
         self.values, self.strategy, self.distance, self.scale = values, strategy, distance, scale
         self.by, self.steps, self.budget, self.seed, self.batch_size = by, steps, budget, seed, batch_size
@@ -192,9 +201,11 @@ class CounterfactualExplainer:
             y: their classes [M]: where the model takes an example for another one, nothing is taken from it.
 
         Raises:
-            ArgumentError: ``y`` holds no classes, or not one for each example.
+            ArgumentError: there are no examples; ``y`` holds no classes, or not one for each example.
         """
         door = Door.open(self._encoded(X))
+        if not len(door.inputs[0]):
+            raise ArgumentError("X must hold at least one example, got none")
         told = None if y is None else np.asarray(y)
         if told is not None and told.dtype.kind not in "biuf":
             raise ArgumentError(f"y must hold classes as whole numbers, got {told.dtype}; leave it out otherwise")
@@ -267,7 +278,7 @@ class CounterfactualExplainer:
                 task = Task(
                     domain,
                     movable_of(domain.features, told, immutable, f.everyone),
-                    whole("budget", self.budget, 1),
+                    self.budget,
                     Noise(self.seed, "counterfactual", identities(*f.inputs), restart=again),
                     few,
                     None if max_changes is None else whole("max_changes", max_changes, 1),
@@ -340,11 +351,17 @@ class CounterfactualExplainer:
         if limit is not None and not limit > 0:
             raise ArgumentError(f"time_limit must be above 0 seconds, got {limit!r}")
         strategy = self.strategy if callable(self.strategy) else STRATEGIES[self.strategy]
+        if getattr(strategy, "func", strategy) not in (auto, guided, exact):  # which heed by themselves what is banned
+            strategy = apart(strategy)
         f.meter.until = torch.inf if limit is None else began + limit
         try:
-            (strategy if getattr(strategy, "func", strategy) in (auto, guided, exact) else apart(strategy))(task)
-            if learnt:
-                from_known(task)
+            with warnings.catch_warnings():
+                # what flat gradients hide, values are tried for; advice about attacks is none for counterfactuals
+                warnings.simplefilter("ignore", ZeroGradientWarning)
+                if task.movable.any():
+                    strategy(task)
+                    if learnt:
+                        from_known(task)
             return task.best, True
         except OutOfTime:
             f.meter.until = torch.inf  # what stands at the inputs may still have to be asked
@@ -370,20 +387,17 @@ class CounterfactualExplainer:
         after, miss = (domain.inputs(torch.where(found == good, best.z, domain.home)) for good in (True, False))
         before, margin = (g.score for g in (f, f.to(inputs=after, strict=False)))
         start, end = (before, margin) if asked.of is f.of else (asked.score, asked.to(inputs=after).score)
-        sets, edge, coded = (
-            best.sets & found,
-            domain.edge(torch.where(found, domain.home, best.z)),
-            isinstance(domain, Coded),
-        )
+        sets = best.sets & found
+        edge = domain.edge(torch.where(found, domain.home, best.z))
+        coded = isinstance(domain, Coded)
         if coded:  # found among codes, told of the features that these change
             moved = f.packing.pack(after) != f.point
             sets = features.gather(moved.to(f.point), f.everyone) > 0
             edge = torch.zeros_like(sets)
         shares = shares_of_change(f.to(at=Input(), strict=False), features, after, sets)
         assert f.meter is not None
-        there = start - least > 0
-        status, proved = _status(best, end, there, ended), _proofs(best, end, task.irreducible())
-        proved = ("nothing",) * len(proved) if coded else proved
+        status = _status(best, end, start - least > 0, ended)
+        proved = ("nothing",) * len(status) if coded else _proofs(best, end, task.irreducible())
         spent = f.meter.take()
         return CounterfactualResult(
             inputs=x,

@@ -14,7 +14,7 @@ def names_of(features: Partition, names: Sequence[str] | None) -> tuple[str, ...
     """What to call each feature, in the order of their ids; without names, by these.
 
     Raises:
-        ArgumentError: there is not one name for each.
+        ArgumentError: there is not one name for each, or two are the same.
 
     >>> names_of(Partition(torch.tensor([7, 7, 3])), None)
     ('feature 3', 'feature 7')
@@ -23,6 +23,9 @@ def names_of(features: Partition, names: Sequence[str] | None) -> tuple[str, ...
         return tuple(f"feature {i}" for i in features.known.tolist())
     if len(names) != features.count:
         raise ArgumentError(f"names must name each of the {features.count} features, got {len(names)}")
+    twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if twice is not None:
+        raise ArgumentError(f"names must differ from one another, got {twice!r} twice")
     return tuple(names)
 
 

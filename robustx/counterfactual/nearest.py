@@ -120,7 +120,7 @@ def offer(task: Task, rows: Tensor, found: Found) -> None:
 
 def steep(box: Move) -> Tensor:
     """Which examples have a gradient that attacks can follow [B]."""
-    none = torch.zeros_like(box.home[:, 0], dtype=torch.bool)
+    none = torch.zeros(len(box.home), dtype=torch.bool, device=box.home.device)
     return none if box.slope is None else (box.slope != 0).any(1)
 
 

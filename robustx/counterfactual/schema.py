@@ -108,7 +108,8 @@ class FeatureSchema:
         Args:
             table: a DataFrame, or a dict of columns.
             categorical, integer: columns that are so although they look otherwise. Text, booleans and pandas' own
-                categories are categorical (binary, if there are two of them); whole numbers are integers.
+                categories are categorical (binary, if there are two of them; ordinal, if pandas knows their order);
+                whole numbers are integers.
             ordinal: columns whose categories have an order, and that order.
             target: a column that is no feature.
             scale: numbers are encoded from 0 to 1 over their range (``"range"``), to mean 0 and deviation 1
@@ -193,12 +194,13 @@ class FeatureSchema:
         Raises:
             ArgumentError: a column is missing, a category unknown, or a number none.
         """
+        columns = tables.columns_of(table) if hasattr(table, "keys") else {}
         rows = None if hasattr(table, "keys") else list(table.tolist() if hasattr(table, "tolist") else table)
         told: list[list[float]] = []
         for i, f in enumerate(self.features):
-            if rows is None and f.name not in table:
-                raise ArgumentError(f"the table has no column {f.name!r}; it has {', '.join(map(str, table.keys()))}")
-            values = list(table[f.name]) if rows is None else [row[i] for row in rows]
+            if rows is None and f.name not in columns:
+                raise ArgumentError(f"the table has no column {f.name!r}; it has {', '.join(columns)}")
+            values = list(columns[f.name]) if rows is None else [row[i] for row in rows]
             told.append([self._code(f, v, row) for row, v in enumerate(values)])
         return torch.tensor(told, dtype=torch.float64).reshape(len(self), -1).T.contiguous()
 

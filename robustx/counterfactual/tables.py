@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.checks import ArgumentError
-from .columns import Feature, Place
+from .columns import Feature, Kind, Place
 
 LISTS = ("immutable", "increasing", "decreasing")
 BY_NAME = {
@@ -29,18 +29,17 @@ def from_dataframe(
     rules: Mapping[str, Any],
 ) -> tuple[list[Feature], list[Place]]:
     """Features and places, see :meth:`FeatureSchema.from_dataframe`."""
-    columns = {str(name): np.asarray(table[name]) for name in list(table) if name != target}
+    columns = {name: column for name, column in columns_of(table).items() if name != target}
     categorical, integer = set(categorical), set(integer)
     _known([*categorical, *integer, *ordinal], columns, "categorical, integer and ordinal")
     features, places, start = [], [], 0
     for name, values in columns.items():
-        feature = _feature(name, values, name in categorical, name in integer, ordinal.get(name))
-        features.append(feature)
+        features.append(_feature(name, values, name in categorical, name in integer, ordinal.get(name)))
     features = with_rules(features, rules)
     for feature in features:
         place = Place(start, len(feature.categories), block=True) if feature.kind == "categorical" else Place(start)
         if not feature.listed and scale is not None:
-            values = columns[feature.name].astype(float)
+            values = np.asarray(columns[feature.name], dtype=float)
             low, high = feature.range
             offset, unit = (low, high - low) if scale == "range" else (float(values.mean()), float(values.std()))
             place = Place(start, 1, offset, unit or 1.0)
@@ -49,6 +48,20 @@ def from_dataframe(
         places.append(place)
         start += place.width
     return features, places
+
+
+def columns_of(table: Any) -> dict[str, Any]:
+    """The columns of a DataFrame or a dict, by their names as text.
+
+    Raises:
+        ArgumentError: two have the same name.
+    """
+    names = list(table)
+    told = list(map(str, names))
+    twice = next((n for i, n in enumerate(told) if n in told[:i]), None)
+    if twice is not None:
+        raise ArgumentError(f"columns must differ in their names, got {twice!r} twice; rename one")
+    return {str(name): table[name] for name in names}
 
 
 def from_array(x: Any, names: Sequence[str] | None, rules: Mapping[str, Any]) -> list[Feature]:
@@ -72,15 +85,16 @@ def from_column_transformer(
     """Features and places, see :meth:`FeatureSchema.from_column_transformer`."""
     if not hasattr(transformer, "transformers_"):
         raise ArgumentError("transformer must be a ColumnTransformer that has been fitted; call fit(table) first")
-    features, places, start = [], [], 0
+    features, places, start, columns = [], [], 0, columns_of(table)
     for label, step, chosen in transformer.transformers_:
         if step == "drop":
             continue
-        known = list(map(str, table.keys()))
         names = (
-            [chosen] if isinstance(chosen, str) else list(np.asarray(known)[chosen] if _by_place(chosen) else chosen)
+            [chosen]
+            if isinstance(chosen, str)
+            else list(np.asarray(list(columns))[chosen] if _by_place(chosen) else chosen)
         )
-        for j, (feature, place) in enumerate(_read(label, step, names, table)):
+        for j, (feature, place) in enumerate(_read(label, step, names, columns)):
             features.append(feature)
             places.append(Place(start, place.width, place.offset, place.scale, place.block))
             start += place.width
@@ -93,15 +107,13 @@ def _by_place(chosen: Any) -> bool:
     return isinstance(chosen, slice) or (len(chosen) > 0 and not isinstance(chosen[0], str))
 
 
-def _read(label: str, step: Any, names: list[str], table: Any) -> Iterator[tuple[Feature, Place]]:
+def _read(label: str, step: Any, names: list[str], columns: Mapping[str, Any]) -> Iterator[tuple[Feature, Place]]:
     """The features that one step of a ColumnTransformer makes, each at place 0."""
     kind = type(step).__name__
     while kind == "Pipeline" and len(step.steps) == 1:
         step = step.steps[0][1]
         kind = type(step).__name__
-    number = (
-        [_feature(name, np.asarray(table[name]), False, False, None) for name in names] if _numeric(kind, step) else []
-    )
+    number = [_feature(name, columns[name], False, False, None) for name in names] if _numeric(kind, step) else []
     ones, zeros = np.ones(len(names)), np.zeros(len(names))
     if kind == "StandardScaler":
         offset, unit = step.mean_ if step.with_mean else zeros, step.scale_ if step.with_std else ones
@@ -141,15 +153,21 @@ def _numeric(kind: str, step: Any) -> bool:
     return kind.endswith("Scaler") or step == "passthrough" or kind == "FunctionTransformer"
 
 
-def _feature(name: str, values: np.ndarray, categorical: bool, integer: bool, order: Sequence[Any] | None) -> Feature:
+def _feature(name: str, column: Any, categorical: bool, integer: bool, order: Sequence[Any] | None) -> Feature:
     """What a column looks like, and what is said of it."""
+    values = np.asarray(column)
+    own: Any = getattr(column, "dtype", None)
     if order is not None:
         return Feature(name, "ordinal", tuple(order))
-    if categorical or values.dtype.kind in "OUSb":
+    if values.dtype.kind in "mM":
+        raise ArgumentError(f"column {name!r} holds dates or times; make numbers of them first, such as years")
+    listed = tuple(own.categories.tolist()) if hasattr(own, "categories") else ()  # pandas' own
+    if categorical or listed or values.dtype.kind in "OUSb":
         if any(v is None or v != v for v in values.tolist()):
             raise ArgumentError(f"column {name!r} has missing values; fill them first")
-        found = tuple(sorted(set(values.tolist()), key=lambda v: (str(type(v)), v)))
-        return Feature(name, "binary" if len(found) == 2 else "categorical", found)
+        found = listed or tuple(sorted(set(values.tolist()), key=lambda v: (str(type(v)), v)))
+        several: Kind = "ordinal" if getattr(own, "ordered", False) else "categorical"
+        return Feature(name, "binary" if len(found) == 2 else several, found)
     numbers = values.astype(float)
     if not np.isfinite(numbers).all():
         raise ArgumentError(f"column {name!r} has missing or infinite values; fill them first")

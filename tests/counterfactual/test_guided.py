@@ -270,11 +270,42 @@ X = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_see
         ({"bounds": (0, 1)}, {"time_limit": 0}, "above 0 seconds"),
         ({"bounds": (0, 1), "distance": "l3"}, {}, "'l0\\+l1'"),
         ({"bounds": (0, 1), "strategy": "magic"}, {}, "'guided'"),
+        ({"bounds": (0, 1), "steps": 0}, {}, "steps must be a whole number of at least 1, got 0"),
+        ({"bounds": (0, 1)}, {"names": list("abcdea")}, "names must differ from one another, got 'a' twice"),
     ],
 )
 def test_bad_input_is_named(make, call, told):
     with pytest.raises(ValueError, match=told):
         CounterfactualExplainer(net(), **make).generate(X, **call)
+
+
+def test_a_box_is_no_schema():
+    with pytest.raises(TypeError, match="schema must be a FeatureSchema, .* got tuple; a box is given by name"):
+        CounterfactualExplainer(net(), (0, 1))
+
+
+@pytest.mark.parametrize("how", [{"bounds": (0, 1)}, {"reference": 0.0}, {"values": [0.0, 1.0]}], ids=["m", "r", "v"])
+@pytest.mark.parametrize("x", [X, X[:, :0]], ids=["all fixed", "no columns"])
+def test_where_nothing_may_change_nothing_can_be_done_which_is_proved(how, x):
+    model = lambda z: torch.stack([z.sum(1) + 1, z.sum(1)], 1)
+    result = CounterfactualExplainer(model, **how).generate(x, immutable=range(x.shape[1]))
+    assert result.status == ("infeasible", "infeasible")
+    assert CounterfactualExplainer(model, **how).generate(x, 0, immutable=range(x.shape[1])).proved == ("smallest",) * 2
+
+
+@pytest.mark.parametrize("strategy", ["guided", "fmn", "proximal", "masked-pgd", "wachter", "growing-spheres"])
+def test_one_feature_is_the_fewest_whoever_finds_it(strategy):
+    model = lambda z: torch.stack([1 - 0.6 * z[:, 0], 0.1 + z[:, 1]], 1)
+    result = CounterfactualExplainer(model, bounds=(0, 1), strategy=strategy).generate(torch.full((2, 2), 0.1))
+    assert result.valid.all()
+    assert [p == "smallest" for p in result.proved] == (result.n_changed == 1).tolist()
+
+
+@pytest.mark.parametrize("distance", ["l0+l1", "l2"])
+def test_flat_ground_behind_the_boundary_is_no_news(distance):  # warnings are errors here
+    cliff = lambda z: torch.where(z.sum(1) < 1, z.sum(1) - 1.5, 0.5 + 0 * z.sum(1))
+    result = CounterfactualExplainer(cliff, bounds=(0, 1), distance=distance).generate(X[:, :2] / 3, lambda out: out)
+    assert result.valid.all()
 
 
 def test_masks_go_by_the_names_of_the_inputs_and_goals_may_be_functions():

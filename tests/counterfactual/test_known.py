@@ -90,6 +90,8 @@ def test_fit_keeps_examples_and_says_what_does_not_fit():
     assert explainer.generate(x).valid.shape == (5,)
     with pytest.raises(ValueError, match="one class for each of 5"):
         explainer.fit(x, [0.5] * 5)
+    with pytest.raises(ValueError, match="at least one example"):
+        explainer.fit(x[:0])
     with pytest.raises(ValueError, match="whole numbers"):
         explainer.fit(x, ["yes"] * 5)
     with pytest.raises(ValueError, match="fit again"):

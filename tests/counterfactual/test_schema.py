@@ -52,6 +52,29 @@ def test_what_columns_look_like():
     assert SCHEMAS["range"].feature_mask.tolist() == [[0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 7, 8]]
 
 
+def test_what_pandas_knows_of_categories_is_heeded():
+    frame = pd.DataFrame(
+        {
+            "size": pd.Categorical(["S", "L", "M"], categories=["S", "M", "L"], ordered=True),
+            "code": pd.Categorical([3, 1, 3], categories=[1, 2, 3]),
+            "sign": pd.Categorical([1, -1, 1]),
+        }
+    )
+    told = {f.name: (f.kind, f.categories) for f in FeatureSchema.from_dataframe(frame).features}
+    assert told == {
+        "size": ("ordinal", ("S", "M", "L")),
+        "code": ("categorical", (1, 2, 3)),
+        "sign": ("binary", (-1, 1)),
+    }
+
+
+def test_columns_may_be_numbered_and_stand_in_any_order():
+    frame = pd.DataFrame([[1.0, 20.0], [2.0, 40.0]], index=["a", "b"])
+    schema = FeatureSchema.from_dataframe(frame, scale=None)
+    assert schema.names == ("0", "1")
+    assert torch.equal(schema.encode(frame.assign(more=0)[["more", 1, 0]]), torch.tensor([[1.0, 20.0], [2.0, 40.0]]))
+
+
 @scaled
 def test_there_and_back(scale):
     schema = SCHEMAS[scale]
@@ -238,6 +261,8 @@ def test_empty_tables():
         (lambda: FeatureSchema.from_dataframe(FRAME, immutable=["wage"]), "immutable names 'wage'"),
         (lambda: FeatureSchema.from_dataframe(FRAME, frozen=["age"]), "no rule is called 'frozen'"),
         (lambda: FeatureSchema.from_dataframe(FRAME.assign(age=np.nan)), "column 'age' has missing"),
+        (lambda: FeatureSchema.from_dataframe(FRAME.set_axis(["age"] * FRAME.shape[1], axis=1)), "got 'age' twice"),
+        (lambda: FeatureSchema.from_dataframe(FRAME.assign(age=pd.Timestamp(0))), "'age' holds dates or times"),
         (lambda: SCHEMAS["range"].encode(FRAME.assign(job="king")), r"no category 'king' \(row 0\)"),
         (lambda: SCHEMAS["range"].encode(FRAME.drop(columns="job")), "the table has no column 'job'"),
         (lambda: SCHEMAS["range"].encode(FRAME.assign(age=np.inf)), "'age' must be a finite number, got inf in row 0"),
