@@ -39,7 +39,8 @@ class Attribution(ABC):
       Attributions come back in the same form, shapes and dtypes.
     - ``baselines``: what to compare with: None (zero), a number, a tensor with one row or B, or a tuple of these; or
       any :data:`robustx.perturb.Reference`: ``blur()``, ``colour()``, ``mean(data)``, ``among(data)``, ``noise()``,
-      ``static()``, ``by(function)`` of your own, and where features give way also ``Inpainted()`` and ``Neighbours(data)``.
+      ``static()``, ``by(function)`` of your own, and where features give way also ``Inpainted()`` and
+      ``Neighbours(data)``.
     - ``target``: which output, in every form of :class:`robustx.engine.Output`.
     - ``additional_forward_args``: further positional arguments; tensors whose first axis is B follow the examples.
     - ``additional_forward_kwargs``: the same by keyword.
