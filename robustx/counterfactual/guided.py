@@ -1,6 +1,7 @@
 """The guided search: attributions towards what the constraints allow choose the features that change."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import comb
 
 import torch
@@ -48,6 +49,25 @@ def finish(task: Task) -> None:
     while len(left):
         refine(task, left)
         left = revert(task, left)
+
+
+def spare(task: Task) -> None:
+    """Takes features home that cost nothing and that the others can do without, as there are under a largest move.
+
+    For the end: while a search for the least cost goes on, what moves for nothing still makes room.
+    """
+    best = task.best
+    fewer = replace(best, few=True)  # of the same points
+    left = best.found.nonzero().squeeze(1)
+    while len(left):
+        before = best.count[left]
+        pairs = best.sets[left].nonzero()
+        rows = left[pairs[:, 0]]
+        out = torch.zeros_like(best.sets[rows]).scatter(1, pairs[:, 1:], True)
+        trial = task.at(task.domain.back(best.z[rows], rows, out), rows)
+        as_good = trial.cost <= best.cost[rows]
+        fewer.offer(rows[as_good], trial.at(as_good))
+        left = left[best.count[left] < before]
 
 
 def attempt(task: Task, rows: Tensor, sets: Tensor) -> Tensor:

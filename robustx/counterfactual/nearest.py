@@ -12,7 +12,7 @@ from ..perturb.norms import Norm, norm_of
 from ..perturb.region import Region
 from .best import Strategy, Task
 from .domain import Move
-from .guided import drop, finish, guided
+from .guided import drop, finish, guided, spare
 from .table import Table, box_of, graded, moves_of, settled
 
 
@@ -47,6 +47,7 @@ def nearest(task: Task, attack: str = "portfolio", **options: Any) -> None:
     if task.few:
         drop(task)
     polish(task, rows)
+    spare(task)
 
 
 def least(task: Task, todo: Tensor | None = None) -> None:
@@ -59,6 +60,7 @@ def least(task: Task, todo: Tensor | None = None) -> None:
     polish(task, rows)
     _attacked(task, rows, "portfolio", {})
     finish(task)
+    spare(task)
 
 
 def _attacked(task: Task, rows: Tensor, attack: str, options: dict[str, Any]) -> None:

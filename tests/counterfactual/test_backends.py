@@ -10,6 +10,7 @@ import pytest
 import test_attack_contract as contract
 import torch
 from attack_cases import BUDGET, Case, affine, examples, mlp
+from counterfactual_cases import credit, credit_schema
 from exact_relu import stored
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
@@ -144,6 +145,20 @@ def test_the_least_costs_are_those_of_another_solver(name, distance, most):
     ratio = result.cost / torch.from_numpy(net.distance[distance])[:4]
     assert (ratio > 1 - 1e-6).all()
     assert ratio.mean() <= most
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fmn"])
+@pytest.mark.parametrize("distance", ["l1", "linf"])
+def test_nothing_moves_for_nothing(distance, strategy):  # a whole number that overshoots may make other moves needless
+    frame = credit(60)
+    schema = credit_schema(frame)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(schema.width, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)).eval()
+    usual = model(schema.encode(frame)).median().item()
+    explainer = CounterfactualExplainer(lambda z: model(z) - usual, schema, distance=distance, strategy=strategy)
+    result = explainer.generate(frame[:8])
+    assert result.valid.all()
+    assert "nothing" not in result.proved
 
 
 # --- each by itself ---------------------------------------------------------------------------------------
