@@ -679,7 +679,8 @@ class Door:
         for i, t in enumerate(values):
             if not isinstance(t, Tensor):
                 raise ArgumentTypeError(
-                    f"inputs must be a tensor or a tuple or dict of tensors, got {type(t).__name__} at {i}"
+                    f"inputs must be a tensor or a tuple or dict of tensors, got {type(t).__name__} at {i} of a "
+                    f"{type(inputs).__name__}; torch.as_tensor makes a tensor of numbers"
                 )
             if t.ndim == 0:
                 raise ArgumentError(f"inputs need a batch axis, got a 0-dimensional tensor at {i}; use x[None]")

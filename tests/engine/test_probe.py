@@ -475,7 +475,7 @@ NAN, INF = float("nan"), float("inf")
         (None, TypeError, "inputs must be a tensor or a tuple or dict of tensors, got NoneType"),
         (3.0, TypeError, "got float"),
         ("text", TypeError, "got str at 0"),
-        ([[1.0, 2.0]], TypeError, "got list at 0"),
+        ([[1.0, 2.0]], TypeError, "got list at 0 of a list; torch.as_tensor makes a tensor of numbers"),
         ({"a": 1}, TypeError, "got int at 0"),
         ((torch.zeros(2), None), TypeError, "got NoneType at 1"),
         (torch.tensor(1.0), ValueError, r"inputs need a batch axis, got a 0-dimensional tensor at 0; use x\[None\]"),
