@@ -347,40 +347,8 @@ class Whose(Goal):
 
 
 @dataclass(frozen=True, eq=False)
-class Boundaries(Score):
-    """The boundaries beyond which a goal is reached, side by side: its margin and each lead [N, 1 + T].
-
-    What is differentiated are the T leads: one forward pass tells whether the goal is reached, and where all boundaries
-    lie to first order. The goal is reached where one of the leads is above 0.
-
-    Args:
-        goal: the goal.
-        count: of how many rivals, the likeliest first; None: of all.
-    """
-
-    goal: Goal
-    count: int | None = None
-
-    def ask(self, call: Ask, inputs: Tensors, rows: Tensor) -> Any:
-        return self.goal.ask(call, inputs, rows)
-
-    @property
-    def passes(self) -> int:
-        return self.goal.passes
-
-    def value(self, out: Any, rows: Tensor) -> Tensor:
-        return torch.cat([self.goal.value(out, rows)[:, None], self.pull(out, rows)], 1)
-
-    def pull(self, out: Any, rows: Tensor) -> Tensor:
-        return self.goal.leads(out, rows, self.count)
-
-    def noted(self, value: Tensor) -> Tensor:
-        return value[:, 0]
-
-
-@dataclass(frozen=True, eq=False)
-class Sized(Score):
-    """A goal's margin and the size of the numbers that it is made of, side by side [N, 2]."""
+class _Beside(Score):
+    """A goal's margin first, and beside it what else a search wants to know of the same pass [N, ...]."""
 
     goal: Goal
 
@@ -394,31 +362,45 @@ class Sized(Score):
     def check(self, out: Any, rows: Tensor) -> None:
         self.goal.check(out, rows)
 
-    def value(self, out: Any, rows: Tensor) -> Tensor:
-        return torch.stack([self.goal.value(out, rows), self.goal.size(out, rows)], 1)
-
     def noted(self, value: Tensor) -> Tensor:
         return value[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
-class Progress(Score):
+class Boundaries(_Beside):
+    """The boundaries beyond which a goal is reached, side by side: its margin and each lead [N, 1 + T].
+
+    What is differentiated are the T leads: one forward pass tells whether the goal is reached, and where all boundaries
+    lie to first order. The goal is reached where one of the leads is above 0.
+
+    Args:
+        goal: the goal.
+        count: of how many rivals, the likeliest first; None: of all.
+    """
+
+    count: int | None = None
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return torch.cat([self.goal.value(out, rows)[:, None], self.pull(out, rows)], 1)
+
+    def pull(self, out: Any, rows: Tensor) -> Tensor:
+        return self.goal.leads(out, rows, self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class Sized(_Beside):
+    """A goal's margin and the size of the numbers that it is made of, side by side [N, 2]."""
+
+    def value(self, out: Any, rows: Tensor) -> Tensor:
+        return torch.stack([self.goal.value(out, rows), self.goal.size(out, rows)], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Progress(_Beside):
     """A goal's margin and what is climbed towards it, side by side [N, 2]: for searches by values only."""
-
-    goal: Goal
-
-    def ask(self, call: Ask, inputs: Tensors, rows: Tensor) -> Any:
-        return self.goal.ask(call, inputs, rows)
-
-    @property
-    def passes(self) -> int:
-        return self.goal.passes
 
     def value(self, out: Any, rows: Tensor) -> Tensor:
         return torch.stack([self.goal.value(out, rows), self.goal.pull(out, rows)], 1)
-
-    def noted(self, value: Tensor) -> Tensor:
-        return value[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
