@@ -153,6 +153,9 @@ class CounterfactualResult:
         if status == VALID:
             return f"valid with {', '.join(s.words for s in self.steps(example))}"
         held = [self.names[i] for i in self.binding[example].nonzero().squeeze(1).tolist()]
+        if self.schema is not None:
+            miss = self.schema.decoded(self.miss[example : example + 1], self.codes[0][example : example + 1])
+            held += map(str, self.schema.tight(miss)[0])
         ends = f"; at the end of what is allowed: {', '.join(held)}" if held else ""
         if status == INFEASIBLE:
             return f"infeasible: no allowed change reaches the goal, which is proved{ends}"

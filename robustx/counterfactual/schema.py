@@ -128,17 +128,20 @@ class FeatureSchema:
         return cls(tables.from_array(x, names, rules), dtype=dtype)
 
     @classmethod
-    def from_column_transformer(cls, transformer: Any, table: Any, **rules: Any) -> "FeatureSchema":
+    def from_column_transformer(
+        cls, transformer: Any, table: Any, dtype: torch.dtype = torch.float32, **rules: Any
+    ) -> "FeatureSchema":
         """What scikit-learn's fitted ColumnTransformer makes of a DataFrame.
 
         It may scale (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler), number categories (OrdinalEncoder),
-        spread them (OneHotEncoder) and pass columns on; ``rules`` as for :meth:`from_dataframe`.
+        spread them (OneHotEncoder) and pass columns on; ``dtype`` (float64 is what scikit-learn's own models take) and
+        ``rules`` as for :meth:`from_dataframe`.
 
         Raises:
             ArgumentError: it holds anything else.
         """
         features, places = tables.from_column_transformer(transformer, table, rules)
-        return cls(features, places)
+        return cls(features, places, dtype=dtype)
 
     def __repr__(self) -> str:
         told = ", ".join(f"{f.name} ({f.kind}{'' if f.mutable else ', fixed'})" for f in self.features)
@@ -391,6 +394,16 @@ class FeatureSchema:
                 a[self._position(name)] = value
             told.extend((sign * a, sign * c.bound, c) for sign in SENSES[c.sense])
         return told
+
+    def tight(self, codes: Tensor) -> list[list[Linear]]:
+        """The sums of each row [B, F] that leave no room: they hold, but only just."""
+        rows: list[list[Linear]] = [[] for _ in range(len(codes))]
+        for a, bound, constraint in self.sums():
+            near = (codes @ a - bound).abs() <= 1e-6 * (codes.abs() @ a.abs() + abs(bound))
+            for row in near.nonzero().flatten().tolist():
+                if constraint not in rows[row]:
+                    rows[row].append(constraint)
+        return rows
 
     def _summed(self, codes: Tensor, home: Tensor, free: Tensor | None = None) -> Tensor:
         sums = self.sums()

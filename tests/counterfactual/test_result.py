@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustx import zoo
-from robustx.counterfactual import CounterfactualExplainer, FeatureSchema
+from robustx.counterfactual import CounterfactualExplainer, Feature, FeatureSchema, Linear
 from robustx.counterfactual.words import Step, number
 from robustx.perturb import Between, superpixels
 
@@ -217,3 +217,12 @@ def test_few_against_near(found):
 def test_what_cannot_be_drawn_is_named(asked, said, found):
     with pytest.raises(ValueError, match=said):
         found.plot(**asked)
+
+
+def test_a_sum_that_is_in_the_way_is_named():
+    features = [Feature("age", "integer", range=(18, 99)), Feature("worked", "integer", range=(0, 70))]
+    schema = FeatureSchema(features, constraints=[Linear({"age": 1, "worked": -1}, ">=", 18)])
+    model = lambda z: torch.stack([z[:, 0] * 0 + 60, z[:, 1] - 0.5 * z[:, 0]], 1)  # much work, at no great age
+    result = CounterfactualExplainer(model, schema).generate({"age": [40], "worked": [10]}, 1)
+    assert result.status == ("not found",)
+    assert "1 age + -1 worked >= 18" in result.message(0)

@@ -289,3 +289,14 @@ def test_empty_tables():
 def test_says_what_is_wrong(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_column_transformers_numbers_may_stay_in_double_precision():
+    frame = credit(50)
+    transformer = ColumnTransformer([("n", StandardScaler(), ["income", "loan"])]).fit(frame)
+    schema = FeatureSchema.from_column_transformer(transformer, frame, dtype=torch.float64)
+    x = torch.from_numpy(transformer.transform(frame))
+    assert_close(schema.encode(frame), x, rtol=1e-14, atol=1e-14)
+    read = schema.decode(x)
+    for name in ("income", "loan"):
+        assert read[name].tolist() == pytest.approx(frame[name].tolist(), rel=1e-14)
