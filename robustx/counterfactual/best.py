@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine.packing import finest
 from ..engine.randomness import Noise
-from .domain import Domain
+from .domain import Domain, members
 from .known import Known
 
 
@@ -64,11 +64,12 @@ class Task:
     def irreducible(self) -> Tensor:
         """For which examples no single feature of the best can be taken home without losing the goal [B]."""
         domain, best = self.domain, self.best
-        n, j = (best.sets & best.found[:, None]).nonzero(as_tuple=True)
-        alone = torch.zeros_like(best.sets[n]).scatter(1, j[:, None], True)
-        z = domain.back(best.z[n], n, alone)
-        less = (domain.probe.value(z, n) > 0) & (domain.changed(z, n).sum(1) < best.sets[n].sum(1))
-        return best.found.index_fill(0, n[less], False)
+        kept = best.found.clone()
+        for n, alone in members(best.sets & best.found[:, None], best.z.shape[1]):
+            z = domain.back(best.z[n], n, alone)
+            less = (domain.probe.value(z, n) > 0) & (domain.changed(z, n).sum(1) < best.sets[n].sum(1))
+            kept[n[less]] = False
+        return kept
 
 
 Strategy = Callable[[Task], None]

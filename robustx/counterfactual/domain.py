@@ -30,6 +30,7 @@ VALUES = 7  # of a feature that are tried where there is no gradient to follow
 EXAMPLES = 5  # nearest known ones whose values are tried besides
 QUANTILES = 15  # of all known ones' values that are, too
 ROUNDS = 12  # of halving the way home
+TURNS = 64  # in which all features go home, one or more at a time
 RIVALS = 2  # other classes that are climbed towards, where any will do
 
 
@@ -171,7 +172,7 @@ class Graded(Domain):
             which = torch.zeros(len(n), sets.shape[1], dtype=torch.bool, device=rows.device)
             which.scatter_(1, pairs[:, 1].repeat_interleave(self.values)[:, None], True)
             before = best.margin[left]
-            for some in _pieces(len(n), best.z.shape[1]):
+            for some in pieces(len(n), best.z.shape[1]):
                 r = rows[n[some]]
                 z = self.put(best.z[n[some]], r, which[some], self.options(r, k[some]))
                 best = _strongest(best, n[some], Found(z, self.probe.value(z, r), self.cost(z, r)))
@@ -182,23 +183,24 @@ class Graded(Domain):
         """Features go back one after the other as far as the goal stays reached, those first that help least.
 
         By how much the goal is missed when one alone goes home, for what that saves: in this order the least change of
-        a linear model is found exactly, as in a knapsack whose pieces can be cut.
+        a linear model is found exactly, as in a knapsack whose pieces can be cut. Of more than ``TURNS``, neighbours in
+        this order go back together.
         """
-        f, now = self.probe, z
-        pairs = sets.nonzero()
-        if not len(pairs):
+        if not bool(sets.any()):
             return z
-        n, alone = pairs[:, 0], torch.zeros_like(sets[pairs[:, 0]]).scatter(1, pairs[:, 1:], True)
-        without = self.back(z[n], rows[n], alone)
-        lost = f.value(z, rows)[n] - f.value(without, rows[n])
-        saved = self.cost(z, rows)[n] - self.cost(without, rows[n])
+        margin, cost, now = self.probe.value(z, rows), self.cost(z, rows), z
         worth = torch.full(sets.shape, torch.inf).to(z)
-        worth[n, pairs[:, 1]] = (lost / saved.clamp(min=1e-12)).to(z).nan_to_num()  # below what the others are worth
-        order, size = worth.argsort(1), sets.sum(1)
-        for j in range(int(size.max())):
-            some = (size > j).nonzero().squeeze(1)
-            which = torch.zeros_like(sets[some]).scatter(1, order[some, j : j + 1], True)
-            now = now.index_copy(0, some, self._nearer(now[some], rows[some], which))
+        for n, alone in members(sets, z.shape[1]):
+            without = self.back(z[n], rows[n], alone)
+            lost = margin[n] - self.probe.value(without, rows[n])
+            saved = cost[n] - self.cost(without, rows[n])
+            worth[n, alone.nonzero()[:, 1]] = (lost / saved.clamp(min=1e-12)).to(z).nan_to_num()  # below all others
+        size, place = sets.sum(1), worth.argsort(1).argsort(1)
+        turns = size.clamp(max=TURNS)
+        turn = torch.where(sets, place * turns[:, None] // size.clamp(min=1)[:, None], TURNS)
+        for j in range(int(turns.max())):
+            some = (turns > j).nonzero().squeeze(1)
+            now = now.index_copy(0, some, self._nearer(now[some], rows[some], turn[some] == j))
         return now
 
     def _nearer(self, z: Tensor, rows: Tensor, which: Tensor) -> Tensor:
@@ -479,15 +481,27 @@ def _flat(g: Tensor) -> bool:
     return bool((g == 0).all(1).any())
 
 
-def _pieces(n: int, width: int) -> Iterator[slice]:
+def pieces(n: int, width: int) -> Iterator[slice]:
     """Of ``n`` rows of points, as many as should be held at once."""
     size = max(1, 2**24 // max(width, 1))
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
+def members(sets: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every feature of some sets [N, F] alone, piece by piece: whose set it is of [n], and the feature as a set [n, F].
+
+    Args:
+        width: of a point.
+    """
+    pairs = sets.nonzero()
+    for part in pieces(len(pairs), max(width, sets.shape[1])):
+        n, j = pairs[part].unbind(1)
+        yield n, torch.zeros_like(sets[n]).scatter(1, j[:, None], True)
+
+
 def _each(rows: Tensor, count: int, width: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Every row with every feature alone, piece by piece: where they stand among all pairs, rows and sets."""
-    for part in _pieces(len(rows) * count, width):
+    for part in pieces(len(rows) * count, width):
         k = torch.arange(part.start, part.stop, device=rows.device)
         which = torch.zeros(len(k), count, dtype=torch.bool, device=rows.device)
         yield part, rows[k // count], which.scatter(1, (k % count)[:, None], True)

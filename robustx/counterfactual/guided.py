@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .best import Best, Task
+from .domain import members
 from .pairs import picks_of
 
 NEAR = 12  # leading features among which whole sets are chosen where not all can be tried
@@ -61,12 +62,11 @@ def spare(task: Task) -> None:
     left = best.found.nonzero().squeeze(1)
     while len(left):
         before = best.count[left]
-        pairs = best.sets[left].nonzero()
-        rows = left[pairs[:, 0]]
-        out = torch.zeros_like(best.sets[rows]).scatter(1, pairs[:, 1:], True)
-        trial = task.at(task.domain.back(best.z[rows], rows, out), rows)
-        as_good = trial.cost <= best.cost[rows]
-        fewer.offer(rows[as_good], trial.at(as_good))
+        for n, out in members(best.sets[left], best.z.shape[1]):
+            rows = left[n]
+            trial = task.at(task.domain.back(best.z[rows], rows, out), rows)
+            as_good = trial.cost <= best.cost[rows]
+            fewer.offer(rows[as_good], trial.at(as_good))
         left = left[best.count[left] < before]
 
 
@@ -266,9 +266,7 @@ def revert(task: Task, rows: Tensor) -> Tensor:
     """Takes home features of some examples whose change turns out not to be needed; those that had any."""
     best = task.best
     before = best.count[rows]
-    pairs = best.sets[rows].nonzero()
-    if len(pairs):
-        n = rows[pairs[:, 0]]
-        out = torch.zeros_like(best.sets[n]).scatter(1, pairs[:, 1:], True)
-        best.offer(n, task.at(task.domain.back(best.z[n], n, out), n))
+    for n, out in members(best.sets[rows], best.z.shape[1]):
+        of = rows[n]
+        best.offer(of, task.at(task.domain.back(best.z[of], of, out), of))
     return rows[best.count[rows] < before]
