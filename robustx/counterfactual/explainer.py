@@ -160,8 +160,10 @@ class CounterfactualExplainer:
             raise ArgumentError(f"distance must be one of {', '.join(map(repr, DISTANCES))}, got {distance!r}")
         if not callable(strategy) and strategy not in STRATEGIES:
             raise ArgumentError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
-        if by is not None and not by > 0:
-            raise ArgumentError(f"by must be above 0, got {by!r}: at 0 a counterfactual may not survive rounding")
+        if by is not None and not (isinstance(by, int | float) and by > 0):
+            raise ArgumentError(
+                f"by must be a number above 0, got {by!r}: at 0 a counterfactual may not survive rounding"
+            )
         whole("steps", steps, 1)
         whole("budget", budget, 1)
         self.forward_func, self.schema, self.bounds, self.reference = forward_func, schema, bounds, reference
@@ -449,6 +451,12 @@ class CounterfactualExplainer:
         if self.schema is not None:
             return Table(f, features, self.schema, norm, self.steps, known)
         assert self.bounds is not None
+        if not all(t.is_floating_point() for t in f.inputs):
+            told = ", ".join(str(t.dtype) for t in f.inputs)
+            raise ArgumentTypeError(
+                f"with bounds features move by degrees, but the inputs are {told}: give values=[...] that whole numbers "
+                "may take, a reference that they give way to, or x.float()"
+            )
         low, high = (b.expand(-1, f.point.shape[1]) for b in box(f, *self.bounds, finite=True))
         unit = high - low if self.scale is None else packed(self.scale, f, "scale")
         if not bool((unit >= 0).all()):

@@ -259,6 +259,7 @@ X = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_see
         ({"reference": "paint"}, {}, "'inpaint'"),
         ({"bounds": (0, torch.inf)}, {}, "finite"),
         ({"bounds": (0.9, 1)}, {}, "inside the bounds"),
+        ({"bounds": (0, 1), "by": "a little"}, {}, "a number above 0"),
         ({"bounds": (0, 1), "by": 0}, {}, "above 0"),
         ({"bounds": (0, 1)}, {"immutable": ["age"]}, "no feature"),
         ({"bounds": (0, 1)}, {"immutable": [17]}, "no feature"),
@@ -322,3 +323,8 @@ def test_masks_go_by_the_names_of_the_inputs_and_goals_may_be_functions():
     assert small.valid.all()
     with pytest.raises(ValueError, match="bounds and reference"):
         CounterfactualExplainer(two, bounds=(0, 1), reference=0.0)
+
+
+def test_whole_numbers_are_told_how_they_may_change():
+    with pytest.raises(TypeError, match="give values="):
+        CounterfactualExplainer(lambda z: z.double(), bounds=(0, 5)).generate(torch.tensor([[1, 3]]))
