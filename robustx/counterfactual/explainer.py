@@ -454,8 +454,8 @@ class CounterfactualExplainer:
         if not all(t.is_floating_point() for t in f.inputs):
             told = ", ".join(str(t.dtype) for t in f.inputs)
             raise ArgumentTypeError(
-                f"with bounds features move by degrees, but the inputs are {told}: give values=[...] that whole numbers "
-                "may take, a reference that they give way to, or x.float()"
+                f"with bounds features move by degrees, but the inputs are {told}: give values=[...] that whole "
+                "numbers may take, a reference that they give way to, or x.float()"
             )
         low, high = (b.expand(-1, f.point.shape[1]) for b in box(f, *self.bounds, finite=True))
         unit = high - low if self.scale is None else packed(self.scale, f, "scale")
