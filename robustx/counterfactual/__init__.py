@@ -13,6 +13,7 @@ from .pairs import Pairs, prune, refine
 from .plausible import LOF, Neighbours, Plausible, Prototype, Quantiles
 from .result import CounterfactualResult
 from .robust import Ensemble, Noisy, Robust
+from .roles import necessity, sufficiency
 from .schema import FeatureSchema
 
 __all__ = [
@@ -45,7 +46,9 @@ __all__ = [
     "certify",
     "evaluate",
     "explain_change",
+    "necessity",
     "pareto",
     "prune",
     "refine",
+    "sufficiency",
 ]

@@ -1,13 +1,15 @@
 """The words that dice-ml has for a question, told in those that we have."""
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine.checks import ArgumentError
+from ..engine.probe import Door
+from ..perturb.features import Partition, from_masks
+from .naming import names_of
 from .schema import FeatureSchema
 
 
@@ -48,17 +50,23 @@ def box_of(bounds: Sequence[Any], ranges: Mapping[int | str, Any], x: Tensor, na
     return low, high
 
 
-def fixed(vary: Sequence[int | str], known: Sequence[str] | None, x: Any, mask: Any) -> list[int | str]:
-    """The features that are not to vary."""
-    told = vary if known is None else [known[v] if isinstance(v, int) else v for v in vary]
-    every: list[int | str]
-    if known is not None:
-        every = list(known)
-    elif mask is not None:
-        every = torch.as_tensor(mask).unique().tolist()
+def fixed(
+    vary: Sequence[int | str], known: Sequence[str] | None, x: Any, mask: Any, what: str = "features_to_vary"
+) -> list[int]:
+    """The features that are not to vary, by id; those that are, by id or name.
+
+    >>> fixed([3], None, torch.zeros(1, 3), torch.tensor([7, 7, 3]))
+    [7]
+    """
+    if known is not None and mask is None:
+        features = Partition(torch.arange(len(known)))  # also of a table that is not encoded yet
     else:
-        every = list(range(prod(x.shape[1:])))
-    strangers = [v for v in told if v not in every]
+        door = Door.open(x)
+        features = from_masks(mask, door.inputs, door.names)
+    ids = features.known.tolist()
+    by_name = dict(zip(names_of(features, known), ids, strict=True))
+    told = [by_name.get(v, v) if isinstance(v, str) else v for v in vary]
+    strangers = [v for v in told if v not in ids]
     if strangers:
-        raise ArgumentError(f"features_to_vary names {strangers[0]!r}, which is no feature")
-    return [e for e in every if e not in told]
+        raise ArgumentError(f"{what} names {strangers[0]!r}, which is no feature")
+    return [i for i in ids if i not in told]

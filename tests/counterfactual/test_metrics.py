@@ -22,6 +22,7 @@ from torch import nn
 from robustx.counterfactual import Change, CounterfactualExplainer
 from robustx.counterfactual.metrics import METRICS, Langevin, Metric, evaluate
 from robustx.counterfactual.metrics.evaluation import NEEDS
+from robustx.counterfactual.metrics.robustness import trials
 from robustx.engine import BlackBox
 from robustx.engine.randomness import Noise
 from robustx.perturb import Between, Leave, Reach, Surely
@@ -206,11 +207,13 @@ ORACLES = {
     "im2": lambda r: np.sum((_repair(r, r.target) - _repair(r, "all")) ** 2) / np.sum(np.abs(r.z)),
     "ensemble_valid": lambda r: np.mean([np.argmax(answer(m, r.z)) != r.own for m in OTHERS]),
     "survives": lambda r: float(r.valid and all(np.argmax(answer(m, r.z)) != r.own for m in OTHERS)),
+    "energy": lambda r: r(r.x)[r.target] - r(r.z)[r.target],
     "cout": _cout,
 }
 ELSEWHERE = {  # tested on their own below
     "unique", "cost", "n_violations", "dpp", "pairwise", "count_diversity", "unfaithfulness", "invalidation",
-    "invalidation_linear", "stability", "set_distance", "lipschitz", "area", "components",
+    "invalidation_linear", "stability", "set_distance", "lipschitz", "area", "components", "delta_valid",
+    "delta_robust",
 }  # fmt: skip
 
 
@@ -400,6 +403,46 @@ def test_noise_on_a_linear_model_against_the_normal_distribution():
             (expit(-(logit + e)) - abs(m - expit(-(logit + e)))) * stats.norm.pdf(e, 0, spread)
         )
         assert r == pytest.approx(quad(there, -8 * spread, 8 * spread, points=[0])[0], abs=0.02)
+
+
+def test_weights_that_move_in_a_linear_model_against_the_triangular_distribution():
+    model = nn.Linear(1, 1).double()
+    model.load_state_dict({"weight": torch.tensor([[1.0]]), "bias": torch.tensor([0.0])})
+    x = torch.full((6, 1), -1.0, dtype=torch.float64)
+    x_cf = torch.tensor([[1.0], [1.0], [1.0], [-0.1], [9.0], [torch.nan]], dtype=torch.float64)
+    told = evaluate(model, x, x_cf, delta=0.75, rate=0.998, metrics=["valid", "delta_valid", "delta_robust"])
+    # at 1 the margin is 1 + 0.75 (u + v), with u and v uniform in [-1, 1]; at 9 it is 9 - 0.75 * 10 at least
+    lost = (2 - 1 / 0.75) ** 2 / 8
+    n = trials(0.99, 0.998)
+    np.testing.assert_allclose(told.delta_valid[:3], 1 - lost, rtol=0, atol=4 * np.sqrt(lost * (1 - lost) / n))
+    assert told.delta_valid[[4, 5]].tolist() == [1, 0] and told.delta_valid[:3].nunique() == 1  # of the same models
+    assert 0 < told.delta_valid[3] < 0.5 and told.valid.tolist() == [1, 1, 1, 0, 1, 0]
+    assert told.delta_robust.tolist() == [0, 0, 0, 0, 1, 0]
+    still = evaluate(model, x, x_cf, delta=0, metrics=["valid", "delta_valid", "delta_robust"])
+    assert (still.delta_valid == still.valid).all() and (still.delta_robust == still.valid).all()
+    other = evaluate(model, x, x_cf, delta=0.75, rate=0.998, seed=1, metrics="delta_valid")
+    assert (other.delta_valid != told.delta_valid).any()
+
+
+@pytest.mark.parametrize(("confidence", "rate"), [(0.75, 0.5), (0.9, 0.1), (0.99, 0.99), (0.999, 0.995), (0.1, 0.2)])
+def test_as_many_models_as_tell(confidence, rate):
+    n = trials(confidence, rate)
+    assert rate**n <= (1 - confidence) * (1 + 1e-12) and (n == 1 or rate ** (n - 1) > 1 - confidence)
+
+
+def test_weights_that_several_layers_share_move_together():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.plus = nn.Linear(1, 1, bias=False).double()
+            self.minus = nn.Linear(1, 1, bias=False).double()
+            self.minus.weight = self.plus.weight
+
+        def forward(self, x):
+            return 1 + self.plus(x) - self.minus(x) - (x < 0) * 2
+
+    x, x_cf = torch.full((1, 1), -5.0, dtype=torch.float64), torch.full((1, 1), 5.0, dtype=torch.float64)
+    assert evaluate(Twice(), x, x_cf, delta=10.0, metrics="delta_robust").delta_robust.tolist() == [1]
 
 
 def test_a_method_that_stretches():
@@ -646,7 +689,7 @@ def test_one_row_of_data():
 
 # --- invariances ----------------------------------------------------------------------------------------------
 
-EVERYTHING = {"autoencoders": AUTO, "ensemble": OTHERS, "sigma": 0.3, "draws": 20}
+EVERYTHING = {"autoencoders": AUTO, "ensemble": OTHERS, "sigma": 0.3, "draws": 20, "delta": 0.1, "rate": 0.8}
 
 
 def test_order_and_batches_do_not_matter():
@@ -725,7 +768,7 @@ def test_what_is_needed_is_asked_for(metric: Metric):
 def test_black_boxes_have_all_that_needs_no_gradients():
     box = BlackBox(lambda z: PLAIN.model(torch.from_numpy(z)).detach().numpy())
     told, full = asked(PLAIN, box, **EVERYTHING), asked(PLAIN, **EVERYTHING)
-    assert set(full) - set(told) == {"unfaithfulness", "invalidation_linear"}
+    assert set(full) - set(told) == {"unfaithfulness", "invalidation_linear", "delta_valid", "delta_robust"}
     pd.testing.assert_frame_equal(told, full[told.columns])
 
 
@@ -740,6 +783,9 @@ def test_black_boxes_have_all_that_needs_no_gradients():
         ({"labels": torch.zeros(60)}, "labels must hold classes as integers, got torch.float32"),
         ({"tolerance": -1}, "tolerance must be at least 0, got -1"),
         ({"costs": [1, 2]}, "costs must be one for each of the 5 columns, got 2"),
+        ({"delta": -1}, "delta must be at least 0, got -1"),
+        ({"rate": 1}, "rate must lie between 0 and 1, and be neither, got 1"),
+        ({"confidence": 0.0}, "confidence must lie between 0 and 1, and be neither, got 0.0"),
         ({"sigma": -1}, "sigma must be above 0, got -1"),
         ({"sigma": torch.ones(3)}, "sigma must be a number or of an example's shape"),
         ({"data": PLAIN.data[:, :2]}, "data of shape .60, 2. do not fit inputs of shape .9, 5."),

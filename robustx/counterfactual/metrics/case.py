@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from ...engine.checks import ArgumentError
 from ...engine.packing import Packing, Tensors
@@ -122,6 +123,8 @@ class Case:
     neighbours: int = 5
     sigma: Tensor | None = None
     draws: int = 100
+    drift: float | None = None
+    trials: int = 1
     costs: Tensor | None = None
     ensemble: Sequence[Callable[..., Any]] = ()
     autoencoders: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)
@@ -347,6 +350,38 @@ class Case:
             if self.classes:
                 probabilities.append(chance(told(as_logits(out, self.rows)), self.target))
         return torch.stack(margins, 1), torch.stack(probabilities, 1) if self.classes else None
+
+    @cached_property
+    def weighty(self) -> bool:
+        """Whether the model has weights that others can take the place of."""
+        model = self.f.model
+        if not isinstance(model, nn.Module) or isinstance(model, nn.DataParallel | torch.jit.ScriptModule):
+            return False
+        return any(p.is_floating_point() for p in model.parameters())
+
+    @cached_property
+    def drifted(self) -> Tensor:
+        """The share of models that reach the goal there [R], each weight having moved uniformly by at most the drift.
+
+        All are asked of the same models, which are drawn by the names of the parameters.
+        """
+        model = self.f.model
+        assert isinstance(model, nn.Module) and self.drift is not None
+        weights = {name: p.detach() for name, p in model.named_parameters() if p.is_floating_point()}
+        noise = {name: Noise(self.seed, "drifted", [name]) for name in weights}
+        kept = torch.zeros(len(self.z), dtype=torch.float64)
+        for _ in range(self.trials):
+            moved = {
+                name: p + self.drift * (2 * noise[name].uniform(p.numel(), p).reshape(p.shape) - 1)
+                for name, p in weights.items()
+            }
+            kept += told(self.f.to(model=partial(_weighed, model, moved), meter=None).value(self.z, self.rows) > 0)
+        return kept / self.trials
+
+
+def _weighed(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """What a model returns with these weights in place of its own."""
+    return functional_call(model, weights, args, kwargs)
 
 
 def normals(noise: Noise, d: int, count: int, like: Tensor) -> Iterator[Tensor]:

@@ -54,6 +54,8 @@ NEEDS: dict[str, tuple[Callable[[Case], bool], str]] = {
     "classes": (lambda c: c.classes, "a goal about classes"),
     "gradients": (lambda c: c.differentiable, "a model with gradients"),
     "sigma": (lambda c: c.sigma is not None, "sigma=, the deviation of the noise"),
+    "weights": (lambda c: c.weighty, "a model that is a torch.nn.Module with weights (not scripted, not DataParallel)"),
+    "delta": (lambda c: c.drift is not None, "delta=, how far each weight may move"),
     "ensemble": (lambda c: bool(c.ensemble), "ensemble=, other models"),
     "autoencoders": (lambda c: bool(c.autoencoders), "autoencoders=, one for each class"),
     "all": (lambda c: "all" in c.autoencoders, "an autoencoder of all classes, autoencoders={..., 'all': ...}"),
@@ -103,8 +105,11 @@ METRICS: dict[str, Metric] = {
         Metric(plausibility.im1, "less", ("autoencoders", "classes")),
         Metric(plausibility.im2, "less", ("autoencoders", "all", "classes")),
         Metric(plausibility.unfaithfulness, "less", ("data", "classes", "gradients")),
+        Metric(plausibility.energy, "less", ("classes",)),
         Metric(robustness.ensemble_valid, "more", ("ensemble",), missing=0),
         Metric(robustness.survives, "more", ("ensemble",), missing=0),
+        Metric(robustness.delta_valid, "more", ("weights", "delta"), missing=0),
+        Metric(robustness.delta_robust, "more", ("weights", "delta"), missing=0),
         Metric(robustness.invalidation, "less", ("sigma",)),
         Metric(robustness.invalidation_linear, "less", ("sigma", "gradients")),
         Metric(robustness.stability, "more", ("sigma", "classes")),
@@ -138,6 +143,9 @@ def evaluate(
     neighbours: int = 5,
     sigma: float | Tensor | None = None,
     draws: int = 100,
+    delta: float | None = None,
+    confidence: float = 0.99,
+    rate: float = 0.99,
     costs: Any = None,
     ensemble: Sequence[Callable[..., Any]] = (),
     autoencoders: Mapping[Any, Callable[..., Any]] | None = None,
@@ -174,6 +182,9 @@ def evaluate(
         neighbours: how many, where some are looked at.
         sigma, draws: the deviation of Gaussian noise, in input units (a number, or one for each element), and how
             often it is drawn.
+        delta, confidence, rate: how far each weight of the model may move, and how many models are drawn so: as many
+            as tell with this confidence that at least this share of them keeps the goal (459), see
+            :func:`robustx.counterfactual.metrics.robustness.trials`.
         costs: of a unit of each column [J].
         ensemble: other models, asked as the first.
         autoencoders: by class, and ``"all"`` for one of all classes; functions of the inputs, asked like models.
@@ -199,6 +210,8 @@ def evaluate(
     1          0.0  NaN  NaN          NaN
     """
     at_least("tolerance", tolerance, 0)
+    if delta is not None:
+        at_least("delta", delta, 0)
     frame = optional("pandas", "tables")
     chosen = _chosen(metrics)
     with ExitStack() as guards:
@@ -226,6 +239,8 @@ def evaluate(
             neighbours=whole("neighbours", neighbours, 1),
             sigma=None if sigma is None else _spread(sigma, f.point, door),
             draws=whole("draws", draws, 1),
+            drift=delta,
+            trials=robustness.trials(confidence, rate),
             costs=None if costs is None else torch.as_tensor(costs, dtype=torch.float64).reshape(-1),
             ensemble=tuple(ensemble),
             autoencoders=autoencoders or {},

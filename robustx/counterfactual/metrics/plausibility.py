@@ -184,6 +184,15 @@ def unfaithfulness(case: Case) -> Tensor:
     return out
 
 
+def energy(case: Case) -> Tensor:
+    """By how much the model's energy of the target class, ``E_t(x) = -f_t(x)``, is higher than at the input.
+
+    The energy is that of Altmeyer et al. (AAAI 2024); below 0, the model takes it more for the target than the input.
+    """
+    of = case.target[:, None]
+    return (case.logits(case.x, case.rows).gather(1, of) - case.scores.gather(1, of)).squeeze(1)
+
+
 def _logit(out: Tensor, y: int) -> Tensor:
     return as_logits(out, out)[:, y]
 

@@ -1,10 +1,12 @@
-"""Whether a counterfactual lasts: under other models, noise on it, and other inputs."""
+"""Whether a counterfactual lasts: under other models, other weights, noise on it, and other inputs."""
 
 from dataclasses import replace
+from math import ceil, log, log1p
 
 import torch
 from torch import Tensor
 
+from ...engine.checks import ArgumentError
 from ...engine.randomness import Noise, identities
 from ...perturb.goals import Goal, Leave, Reach, Whose
 from .case import Case, told
@@ -18,6 +20,36 @@ def ensemble_valid(case: Case) -> Tensor:
 def survives(case: Case) -> Tensor:
     """Whether it reaches the goal for the model and for every one of the others (validity after retraining)."""
     return (_elsewhere(case).all(1) & (case.margin > 0)).double()
+
+
+def delta_valid(case: Case) -> Tensor:
+    """The share of models that reach the goal there, each weight moved uniformly by at most ``delta``."""
+    return case.drifted
+
+
+def delta_robust(case: Case) -> Tensor:
+    """Whether the model reaches the goal there, and so does every model of which :func:`delta_valid` is the share.
+
+    Marzari et al. (ECAI 2024), who count models where Jiang et al. (AAAI 2023) prove it of all (Delta-robustness). With
+    n of :func:`trials`: were the goal reached for less than the share ``rate`` of these models, this would be 1 with a
+    probability of at most 1 - ``confidence``.
+    """
+    return ((case.drifted == 1) & (case.margin > 0)).double()
+
+
+def trials(confidence: float, rate: float) -> int:
+    """How many models are drawn: ``ceil(ln(1 - confidence) / ln(rate))``, so that ``rate^n <= 1 - confidence``.
+
+    Raises:
+        ArgumentError: either does not lie between 0 and 1.
+
+    >>> trials(0.999, 0.995)
+    1379
+    """
+    for name, value in (("confidence", confidence), ("rate", rate)):
+        if not 0 < value < 1:
+            raise ArgumentError(f"{name} must lie between 0 and 1, and be neither, got {value!r}")
+    return max(1, ceil(log1p(-confidence) / log(rate) - 1e-9))  # a whole number may come out a little above itself
 
 
 def invalidation(case: Case) -> Tensor:
