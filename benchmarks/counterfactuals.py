@@ -343,7 +343,7 @@ def stand_in() -> None:
             sys.modules[name] = module
     sys.modules["raiutils.exceptions"].UserConfigValidationException = type(
         "UserConfigValidationException", (Exception,), {}
-    )  # type: ignore[attr-defined]
+    )
 
 
 if __name__ == "__main__":
