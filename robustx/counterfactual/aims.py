@@ -75,7 +75,7 @@ def aimed(f: Probe, target: Any, min_prob: float | None) -> Goal:
         top = logits.topk(2, dim=1).indices if logits.shape[1] > 1 else logits.argmax(1, keepdim=True).expand(-1, 2)
         goal = Leave(top[:, 0]) if target == "other" else Reach(top[:, 1])
     else:
-        goal = Reach(labels(target, f))
+        goal = Reach(labels(target, f, "target"), told="target")
     if min_prob is None:
         return goal
     if not 0 < min_prob < 1:

@@ -186,6 +186,12 @@ class CounterfactualExplainer:
         self.__init__(**self.get_params() | params)  # type: ignore[misc]  # the constructor is what checks them
         return self
 
+    def with_(self, **params: Any) -> Self:
+        """The same explainer with other arguments; what it was fitted to it keeps."""
+        other = type(self)(**self.get_params() | params)
+        vars(other).update({name: value for name, value in vars(self).items() if name.endswith("_")})
+        return other
+
     def __repr__(self) -> str:
         usual = {n: p.default for n, p in signature(type(self)).parameters.items()}
         told = {n: v for n, v in self.get_params().items() if n != "forward_func" and v is not usual[n]}
@@ -332,12 +338,10 @@ class CounterfactualExplainer:
         """
         explainer, x, names = self, self._encoded(query_instances), told.get("names")
         if permitted_range is not None:
-            explainer = type(self)(**self.get_params())
-            vars(explainer).update(vars(self))
             if self.schema is not None:
-                explainer.schema = permitted(self.schema, permitted_range)
+                explainer = self.with_(schema=permitted(self.schema, permitted_range))
             elif self.bounds is not None:
-                explainer.bounds = box_of(self.bounds, permitted_range, x, names)
+                explainer = self.with_(bounds=box_of(self.bounds, permitted_range, x, names))
             else:
                 raise ArgumentError("permitted_range is for tables: give bounds or a schema")
         if features_to_vary != "all":

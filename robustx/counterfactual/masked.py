@@ -121,9 +121,7 @@ def pareto(explainer: Any, x: Any, target: Any = "other", **options: Any) -> Fro
         for part, tried in kept[-1][1]:
             task.best.offer(part, tried)
 
-    other = type(explainer)(**explainer.get_params() | {"strategy": trade})
-    vars(other).update({name: value for name, value in vars(explainer).items() if name.endswith("_")})
-    result = other.generate(x, target, **options)
+    result = explainer.with_(strategy=trade).generate(x, target, **options)
     features, fronts = kept[0]
     counts = tuple(range(1, features + 1))
     cost = torch.full((len(result), features + 1), torch.inf, dtype=torch.float64)

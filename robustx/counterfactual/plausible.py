@@ -97,12 +97,8 @@ class Quantiles(Plausible):
         for group in crowd.groups:
             members = crowd.z[group]
             if not len(members):
-                told.append(
-                    (
-                        torch.full_like(listed, torch.inf, dtype=crowd.z.dtype),
-                        torch.full_like(listed, -torch.inf, dtype=crowd.z.dtype),
-                    )
-                )
+                far = torch.full_like(crowd.unit, torch.inf)
+                told.append((far, -far))
                 continue
             low, high = (torch.quantile(members, q, dim=0) for q in (self.low, self.high))
             told.append((torch.where(listed, 0, low), torch.where(listed, members.amax(0), high)))

@@ -143,10 +143,12 @@ class _ClassGoal(Goal):
     Args:
         y: one class per example [B].
         loss: what is climbed: ``"ce"``, ``"margin"``, ``"dlr"``, ``"pma"``, or a function of (outputs, y) -> [N].
+        told: as which argument the classes came, for what is said of wrong ones.
     """
 
     y: Tensor
     loss: str | Loss = "margin"
+    told: str = field(default="y", kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.loss) and self.loss not in LOSSES:
@@ -165,7 +167,7 @@ class _ClassGoal(Goal):
         if len(y) and not (int(y.min()) >= 0 and int(y.max()) < classes):
             bad = int(((y < 0) | (y >= classes)).nonzero()[0])
             raise ValueError(
-                f"y must hold classes from 0 to {classes - 1} (the model has {classes} outputs), "
+                f"{self.told} must hold classes from 0 to {classes - 1} (the model has {classes} outputs), "
                 f"got {int(y[bad])} for example {int(rows[bad])}"
             )
 
@@ -464,20 +466,24 @@ def class_goal(f: Probe, y: Any, targeted: bool = False, loss: str | Loss = "mar
     return (Reach if targeted else Leave)(labels(y, f), loss)
 
 
-def labels(y: Any, f: Probe) -> Tensor:
-    """One class per example [B], as int64 on the device of the inputs.
+def labels(y: Any, f: Probe, told: str = "y") -> Tensor:
+    """One class per example [B], as int64 on the device of the inputs; ``told`` is the argument as which they came.
 
     Raises:
         ValueError: not whole numbers, or not one (or B) of them.
     """
     if isinstance(y, tuple) or (isinstance(y, list) and y and isinstance(y[0], tuple)):
-        raise ValueError(f"y must hold one class per example, got {y!r}; for positions in larger outputs give a goal")
+        raise ValueError(
+            f"{told} must hold one class per example, got {y!r}; for positions in larger outputs give a goal"
+        )
     try:
         given: Tensor = torch.as_tensor(y, device=f.device)
     except (ValueError, TypeError, RuntimeError):
-        raise ValueError(f"y must hold classes as integers, got {type(y).__name__} of something else") from None
+        raise ValueError(f"{told} must hold classes as integers, got {type(y).__name__} of something else") from None
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise ValueError(f"y must hold classes as integers, got {given.dtype}; use y.long() (argmax for one-hot rows)")
+        raise ValueError(
+            f"{told} must hold classes as integers, got {given.dtype}; use {told}.long() (argmax for one-hot rows)"
+        )
     if given.numel() not in (1, f.examples) or given.ndim > 1:
-        raise ValueError(f"y must be one class or one per example [{f.examples}], got shape {tuple(given.shape)}")
+        raise ValueError(f"{told} must be one class or one per example [{f.examples}], got shape {tuple(given.shape)}")
     return given.long().reshape(-1).expand(f.examples)
