@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from statistics import NormalDist
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from ..zoo import class_name
+from .optimality import local_optimality
 from .store import Row
 
 Floats = npt.NDArray[np.float64]
@@ -36,14 +39,21 @@ def share(count: int, total: int, confidence: float = CONFIDENCE) -> Share:
     >>> share(45, 50)
     Share(count=45, total=50, value=0.9, low=0.786..., high=0.956...)
     """
-    from scipy.stats import binomtest
-
     if not 0 <= count <= total:
         raise ValueError(f"count must lie between 0 and total, got {count} of {total}")
     if not total:
         return Share(0, 0, math.nan, 0.0, 1.0)
-    interval = binomtest(count, total).proportion_ci(confidence, method="wilson")
-    return Share(count, total, count / total, float(interval.low), float(interval.high))
+    low, high = _wilson(np.array([count]), total, confidence)
+    return Share(count, total, count / total, float(low[0]), float(high[0]))
+
+
+def _wilson(count: Ints, total: int, confidence: float) -> tuple[Floats, Floats]:
+    """Wilson's limits for many counts of one total at once."""
+    z, p = NormalDist().inv_cdf((1 + confidence) / 2), count / total
+    middle = p + z * z / (2 * total)
+    half = z * np.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2)
+    low, high = (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
+    return np.where(count == 0, 0.0, low), np.where(count == total, 1.0, high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +121,10 @@ class Outcome:
     def __len__(self) -> int:
         return len(self.label)
 
+    def at(self, rows: Ints | Bools) -> Self:
+        """Some of the samples: their numbers, or which."""
+        return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "model"})
+
     @property
     def correct(self) -> Bools:
         """Whether the model is right about the sample as it is [N]."""
@@ -125,8 +139,14 @@ class Outcome:
 
     def robust(self, eps: float) -> Bools:
         """Whether the model is right and no adversarial example within ``eps`` is known [N]."""
-        stands: Bools = (self.fallen > eps) & (self.unclear > eps)
+        stands: Bools = self.ends > eps
         return stands
+
+    @property
+    def ends(self) -> Floats:
+        """The budget from which each sample does not count as robust: it falls there, or nothing is known [N]."""
+        least: Floats = np.minimum(self.fallen, self.unclear)
+        return least
 
 
 def curve(outcome: Outcome, eps: Sequence[float]) -> list[Share]:
@@ -141,6 +161,49 @@ def curve(outcome: Outcome, eps: Sequence[float]) -> list[Share]:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The security curve at every budget: a step function, given where it changes.
+
+    Attributes:
+        total: samples.
+        eps: where it steps, in ascending order, from 0 on; the value at one holds until the next [S].
+        count, value: samples that still stand there, and their share [S].
+        low, high: Wilson's limits: for one budget that was chosen before looking [S].
+        band_low, band_high: limits between which the whole curve lies at once [S].
+    """
+
+    total: int
+    eps: list[float]
+    count: list[int]
+    value: list[float]
+    low: list[float]
+    high: list[float]
+    band_low: list[float]
+    band_high: list[float]
+
+
+def steps(outcome: Outcome, confidence: float = CONFIDENCE) -> Steps:
+    """The security curve over all budgets, with a band that holds for all of them at once.
+
+    The budget from which a sample does not count as robust is one number, so the curve is an empirical distribution,
+    and the inequality of Dvoretzky, Kiefer and Wolfowitz (1956) with Massart's constant (1990) bounds its largest
+    distance from that of all samples of the same source: sqrt(log(2 / (1 - confidence)) / (2 N)) to either side,
+    whatever the distribution. Between the budgets that were tried, and beyond, the curve is what is known: an upper
+    bound. A sample whose attack ended in NaN leaves the curve there; an estimate for censored data (Kaplan and Meier)
+    would assume that such samples are like the others, and nothing says so.
+    """
+    ends, n = outcome.ends[outcome.correct], len(outcome)
+    eps = np.unique(ends[np.isfinite(ends)])
+    count = np.concatenate([[len(ends)], len(ends) - np.searchsorted(np.sort(ends), eps, "right")])
+    if not n:
+        return Steps(0, [0.0], [0], [math.nan], [0.0], [1.0], [0.0], [1.0])
+    low, high = _wilson(count, n, confidence)
+    half = math.sqrt(math.log(2 / (1 - confidence)) / (2 * n))
+    columns = count, count / n, low, high, np.maximum(count / n - half, 0), np.minimum(count / n + half, 1)
+    return Steps(n, [0.0, *eps.tolist()], *(c.tolist() for c in columns))
+
+
+@dataclass(frozen=True)
 class Distances:
     """Smallest known adversarial distances of the samples that the model is right about.
 
@@ -148,29 +211,128 @@ class Distances:
         total: how many samples these are.
         beyond: for how many no adversarial example was found.
         quartiles: the distances that a quarter, half and three quarters of them do not exceed; may be infinite.
+        median_interval: confidence interval of the median; may reach to infinity.
     """
 
     total: int
     beyond: int
     quartiles: tuple[float, ...]
+    median_interval: tuple[float, float]
 
 
-def distances(outcome: Outcome) -> Distances:
+def distances(outcome: Outcome, confidence: float = CONFIDENCE) -> Distances:
     """How far the model's right answers are from wrong ones, as far as was found: upper bounds."""
-    d = outcome.fallen[outcome.correct]
-    ranked = np.sort(d)  # an order statistic needs no mean, so infinite ones do no harm
-    known = [float(ranked[math.ceil(q * len(d)) - 1]) if len(d) else math.nan for q in (0.25, 0.5, 0.75)]
-    return Distances(len(d), int(np.isinf(d).sum()), tuple(known))
+    ranked = np.sort(outcome.fallen[outcome.correct])  # an order statistic needs no mean: infinite ones do no harm
+    n = len(ranked)
+    known = [float(ranked[math.ceil(q * n) - 1]) if n else math.nan for q in (0.25, 0.5, 0.75)]
+    low, high = median_interval(ranked, 0.0, math.inf, confidence)
+    return Distances(n, int(np.isinf(ranked).sum()), tuple(known), (low, high))
+
+
+def median_interval(ranked: Floats, least: float, most: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The confidence interval of a median from order statistics (Thompson 1936), whatever the distribution.
+
+    How many of N samples lie below the median is binomial, so two of them have it between them with at least the
+    confidence.
+
+    Args:
+        ranked: samples in ascending order [N].
+        least, most: values between which all lie: the ends where there are too few samples.
+
+    >>> median_interval(np.arange(1.0, 11.0), 0.0, math.inf)
+    (2.0, 9.0)
+    """
+    from scipy.stats import binom
+
+    n, tail = len(ranked), (1 - confidence) / 2
+    below, above = (int(binom.ppf(q, n, 0.5)) for q in (tail, 1 - tail)) if n else (0, 0)
+    return (float(ranked[below - 1]) if below else least, float(ranked[above]) if above < n else most)
+
+
+def per_class(outcome: Outcome, eps: Sequence[float], classes: Sequence[str]) -> dict[str, Any]:
+    """Clean and robust accuracy class by class, and the worst class at each budget.
+
+    Returns:
+        ``classes``: for each that has samples its ``label``, ``name``, ``clean`` accuracy and ``robust`` accuracy at
+        each budget. ``worst``: for each budget, 0 first, the class with the lowest accuracy; as it was chosen after
+        looking, its interval is one that holds for all K classes at once (Bonferroni: a K-th of the error each).
+    """
+    labels = np.unique(outcome.label).tolist()
+    parts = {k: curve(outcome.at(outcome.label == k), eps) for k in labels}
+    told = [
+        {
+            "label": k,
+            "name": class_name(list(classes), k),
+            "clean": asdict(clean),
+            "robust": [{"eps": e, **asdict(s)} for e, s in zip(eps, robust, strict=True)],
+        }
+        for k, (clean, *robust) in parts.items()
+    ]
+    worst = []
+    for i, e in enumerate((0.0, *eps) if labels else ()):
+        k = min(labels, key=lambda k: (parts[k][i].value, -parts[k][i].total))
+        s = share(parts[k][i].count, parts[k][i].total, 1 - (1 - CONFIDENCE) / len(labels))
+        worst.append({"eps": e, "label": k, "name": class_name(list(classes), k), **asdict(s)})
+    return {"classes": told, "worst": worst}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What work cost, in rows that went through the model.
+
+    Attributes:
+        attack: its label; ``clean`` for the answers without any, ``total`` for all together.
+        samples: on how many it was tried.
+        forwards, backwards: rows, all samples together.
+        per_sample: forwards and backwards of a sample together, on average over those that it was tried on.
+        most: of the sample that cost most.
+    """
+
+    attack: str
+    samples: int
+    forwards: int
+    backwards: int
+    per_sample: float
+    most: int
+
+
+def cost(rows: Mapping[str, Iterable[Row]]) -> list[Cost]:
+    """The cost of each part of a run, from its rows by label, and at last the total.
+
+    >>> cost({"clean": [Row(0, 0.0, False, False, 1, -2.0, 0.0, 1, 0)]})[-1].per_sample
+    1.0
+    """
+    parts = {label: list(part) for label, part in rows.items()}
+    parts["total"] = [row for part in parts.values() for row in part]
+    told = []
+    for label, part in parts.items():
+        each: dict[int, int] = {}
+        for row in part:
+            each[row.position] = each.get(row.position, 0) + row.forwards + row.backwards
+        up, down = sum(row.forwards for row in part), sum(row.backwards for row in part)
+        mean = (up + down) / len(each) if each else math.nan
+        told.append(Cost(label, len(each), up, down, mean, max(each.values(), default=0)))
+    return told
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same samples: on how many which of them is right, and the p-value of the difference."""
+    """Two models on the same samples.
+
+    Attributes:
+        both, first_only, second_only, neither: on how many samples which of them is right.
+        difference: accuracy of the first minus that of the second.
+        low, high: its confidence interval.
+        p_value: of the hypothesis that there is none.
+    """
 
     both: int
     first_only: int
     second_only: int
     neither: int
+    difference: float
+    low: float
+    high: float
     p_value: float
 
 
@@ -178,17 +340,37 @@ def compare(first: Bools, second: Bools) -> Comparison:
     """Exact McNemar test (1947): are two models right on the same samples equally often?
 
     Only samples on which they differ count; without a true difference each is as likely to favour the one as the
-    other. The p-value is two-sided.
+    other. The p-value is two-sided. The interval is that of Bonett and Price (2012) for paired shares: Wald's, with one
+    more sample in favour of each.
 
     >>> import numpy as np
-    >>> compare(np.array([True] * 6 + [False]), np.array([False] * 6 + [False]))
-    Comparison(both=0, first_only=6, second_only=0, neither=1, p_value=0.03125)
+    >>> compare(np.array([True] * 6 + [False]), np.array([False] * 6 + [False])).p_value
+    0.03125
     """
     from scipy.stats import binomtest
 
-    a, b = int((first & ~second).sum()), int((second & ~first).sum())
+    n, a, b = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     p = float(binomtest(a, a + b, 0.5).pvalue) if a + b else 1.0
-    return Comparison(int((first & second).sum()), a, b, int((~first & ~second).sum()), p)
+    middle, spread = (a - b) / (n + 2), (a + b + 2) / (n + 2)
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt((spread - middle**2) / (n + 2))
+    low, high = max(middle - half, -1.0), min(middle + half, 1.0)
+    difference = (a - b) / n if n else math.nan
+    return Comparison(int((first & second).sum()), a, b, int((~first & ~second).sum()), difference, low, high, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for how many there are: the chance of any false alarm among them is kept.
+
+    Holm (1979): the smallest is multiplied by their number, the next by one less, and none is below a smaller one's.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, most, m = [1.0] * len(p_values), 0.0, len(p_values)
+    for rank, i in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        most = max(most, min(1.0, (m - rank) * p_values[i]))
+        corrected[i] = most
+    return corrected
 
 
 @dataclass(frozen=True)
@@ -201,6 +383,10 @@ class Cumulative:
         nearest: samples whose nearest adversarial example is its.
         accuracy: robust accuracy at each budget when attacks stop here.
         forwards, backwards: rows that went through the model.
+        alone: robust accuracy at each budget under this attack by itself; None where that is not known, see
+            :func:`alone`.
+        optimality: AttackBench's local optimality, see :func:`robustx.evaluation.optimality.local_optimality`; None
+            likewise, NaN where it is undefined.
     """
 
     attack: str
@@ -209,14 +395,59 @@ class Cumulative:
     accuracy: list[float]
     forwards: int
     backwards: int
+    alone: list[float] | None
+    optimality: float | None
+
+
+def alone(outcome: Outcome, rows: Iterable[Row], tried: Sequence[float]) -> Floats | None:
+    """The smallest distance at which one attack fools each sample, whatever the others found [N].
+
+    Infinite where it does not, 0 where the model is wrong without. None if its rows do not tell, because others had an
+    influence: a sample that it was spared, or a search that began from what others had found. So it is known of the
+    first attack of a run, and of all if each saw every sample.
+
+    Args:
+        outcome: of the samples.
+        rows: the attack's.
+        tried: the budgets that a sample is tried at until it falls, in ascending order: those of the run, or the one
+            from which a search for minimal distances begins.
+    """
+    place = {p: n for n, p in enumerate(outcome.position.tolist())}
+    own = np.where(outcome.correct, math.inf, 0.0)
+    seen: dict[int, set[float]] = {n: set() for n in np.flatnonzero(outcome.correct).tolist()}
+    fell: dict[int, float] = {}
+    for row in rows:
+        n = place.get(row.position)
+        if n is None or n not in seen:
+            continue
+        seen[n].add(row.eps)
+        if row.success:
+            own[n] = min(own[n], row.distance, row.eps)
+            fell[n] = min(fell.get(n, math.inf), row.eps)
+    whole = all({e for e in tried if e <= fell.get(n, math.inf)} <= eps for n, eps in seen.items())
+    return own if whole else None
 
 
 def cumulative(
-    outcomes: Sequence[Outcome], rows: Sequence[Sequence[Row]], labels: Sequence[str], eps: Sequence[float]
+    outcomes: Sequence[Outcome],
+    rows: Sequence[Sequence[Row]],
+    labels: Sequence[str],
+    eps: Sequence[float],
+    caps: Mapping[str, float] | None = None,
 ) -> list[Cumulative]:
-    """Attack by attack: what it saw, found and cost. ``outcomes[k]`` knows the first k + 1 attacks."""
+    """Attack by attack: what it saw, found and cost. ``outcomes[k]`` knows the first k + 1 attacks.
+
+    Args:
+        outcomes: after each attack, in the run's order.
+        rows: of each attack.
+        labels: of the attacks.
+        eps: the run's budgets.
+        caps: the largest distance that each search for minimal distances tries, by label.
+    """
     last, told = outcomes[-1], []
+    right = last.correct
     for k, (outcome, mine, label) in enumerate(zip(outcomes, rows, labels, strict=True)):
+        own = alone(last, mine, (caps[label],) if caps and label in caps else eps)
         told.append(
             Cumulative(
                 label,
@@ -225,6 +456,8 @@ def cumulative(
                 [float(outcome.robust(e).mean()) if len(outcome) else math.nan for e in eps],
                 sum(row.forwards for row in mine),
                 sum(row.backwards for row in mine),
+                None if own is None or not len(own) else [float((own > e).mean()) for e in eps],
+                None if own is None else local_optimality(own[right], last.fallen[right]),
             )
         )
     return told
