@@ -21,8 +21,8 @@ def run(asked: Namespace) -> int:
     """Evaluate the models on the data, write the report, and show what it says in short."""
     given = Spec.read(asked.spec) if asked.spec else None
     if given is not None:
-        asked.model = asked.model or ([] if asked.name else list(given.models))
-        asked.data = asked.data or (None if asked.name else given.data)
+        asked.model = asked.model or ([] if asked.name else list(given.names))
+        asked.data = asked.data or (None if asked.name else given.samples.name)
     found = subjects(asked, asked.model or _models_of(asked.name))
     data = found[0].data
     spec = _spec(asked, given, tuple(s.name for s in found), data.name)
@@ -97,7 +97,7 @@ def _told(done: Run, summary: dict[str, Any]) -> str:
     split = f" {done.data['split']}" if done.data["split"] else ""
     attacks = ", ".join(a.label for a in spec.attacks)
     lines = [
-        f"Accuracy on {summary['samples']} samples of {spec.data}{split}: clean, and under {spec.norm} changes up to",
+        f"Accuracy on {summary['samples']} samples of {spec.samples.name}{split}: clean, and under {spec.norm} changes up to",
         "",
         table(rows, heads),
         "",

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -72,6 +73,7 @@ class Pace:
                 raise MemoryError(f"one row through the model does not fit into memory on {device}: {short}")
             else:
                 self._rows[kind] = rows // 2
+                _SHORT.get([]).append(rows // 2)
 
     def parts(self, n: int, size: int) -> list[slice]:
         """Slices of ``range(n)`` for work that is done elsewhere, where nobody can weigh it: all like first batches."""
@@ -111,6 +113,19 @@ def out_of_memory(e: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
     told = ("out of memory", "can't allocate memory")
     return isinstance(e, MemoryError | torch.OutOfMemoryError) or any(t in str(e) for t in told)
+
+
+_SHORT: ContextVar[list[int]] = ContextVar("short")
+
+
+@contextmanager
+def shortages() -> Iterator[list[int]]:
+    """Collects to how many rows batches were cut meanwhile because memory ran out."""
+    token = _SHORT.set([])
+    try:
+        yield _SHORT.get()
+    finally:
+        _SHORT.reset(token)
 
 
 def _budget(device: torch.device) -> int:

@@ -6,24 +6,31 @@ examples, block by block), and at the end ``summary.json``, ``samples.csv`` and 
 """
 
 from .block import Block, Finished, attack_block, clean_block
+from .callbacks import Callback, Step
 from .explanations import explain, instructive
-from .run import Run, evaluate
-from .spec import BUDGETS, AttackSpec, Spec, standard_attacks
+from .run import Run
+from .spec import BUDGETS, AttackSpec, BoundSpec, DataSpec, ModelSpec, Spec, standard_attacks
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share
 from .store import Row, Store, Work
+from .work import evaluate
 
 __all__ = [
     "BUDGETS",
     "AttackSpec",
     "Block",
+    "BoundSpec",
+    "Callback",
     "Comparison",
+    "DataSpec",
     "Distances",
     "Finished",
+    "ModelSpec",
     "Outcome",
     "Row",
     "Run",
     "Share",
     "Spec",
+    "Step",
     "Store",
     "Work",
     "attack_block",

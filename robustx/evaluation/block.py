@@ -3,8 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,14 +36,33 @@ class Block:
     positions: range
     bounds: tuple[Bound, Bound]
 
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def halves(self) -> tuple[Self, Self]:
+        """The first half, which may be longer by one, and the second."""
+        n = -(-len(self) // 2)
+        first = replace(self, x=self.x[:n], y=self.y[:n], positions=self.positions[:n])
+        return first, replace(self, x=self.x[n:], y=self.y[n:], positions=self.positions[n:])
+
 
 @dataclass(frozen=True)
 class Finished:
-    """What came out of a block: rows for the table, tensors for the file, notes in words."""
+    """What came out of a block: rows for the table, tensors for the file, notes in words.
+
+    Where memory ran out, ``micro_batch`` tells how many samples went at once.
+    """
 
     rows: list[Row] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     notes: list[Any] = field(default_factory=list)
+    micro_batch: int | None = None
+
+    def __add__(self, other: "Finished") -> "Finished":
+        """What came out of two parts of a block."""
+        tensors = {name: torch.cat([t, other.tensors[name]]) for name, t in self.tensors.items()}
+        notes = [*self.notes, *(n for n in other.notes if n not in self.notes)]
+        return Finished([*self.rows, *other.rows], tensors, notes)
 
 
 class Logits(Score):
@@ -101,7 +120,7 @@ def attack_block(model: Callable[..., Any], block: Block, attack: AttackSpec, sp
         cap = float(attack.options.get("eps", spec.cap))
         trials = [(torch.arange(len(fallen)), fallen.clamp(max=cap))]
     else:
-        trials = [(torch.arange(len(fallen)), torch.full_like(fallen, e)) for e in spec.eps]
+        trials = [(torch.arange(len(fallen)), torch.full_like(fallen, e)) for e in attack.eps or spec.eps]
     fallen = fallen.clone()
     for everyone, budgets in trials:
         standing = everyone[fallen > 0] if attack.minimal else everyone[fallen > budgets]

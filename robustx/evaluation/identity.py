@@ -21,7 +21,7 @@ def identity(spec: Spec, models: Mapping[str, Callable[..., Any]], data: Data, d
     return {
         "spec": json.loads(spec.to_json()),
         "spec_sha256": spec.sha256,
-        "models": {name: describe_model(models[name]) for name in spec.models},
+        "models": {name: describe_model(models[name]) for name in spec.names},
         "data": describe_data(data),
         "device": device_of_run(device),
         "versions": {"robustx": __version__, "torch": torch.__version__},

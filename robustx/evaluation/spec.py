@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import torch
@@ -13,7 +13,9 @@ from ..attacks import ATTACKS, Attack, make
 from ..perturb.goals import Leave
 from ..perturb.norms import norm_of
 
-RESERVED = ("clean", "explanation")  # work that is stored beside the attacks, under these labels
+CLEAN, SOUNDNESS, EXPLANATION = "clean", "soundness", "explanation"
+RESERVED = (CLEAN, SOUNDNESS, EXPLANATION)  # work that is stored beside the attacks, under these labels
+BOUND, CORRUPTION = "bound-", "corruption-"  # labels of lower bounds and of corruptions begin so
 
 BUDGETS: dict[str, tuple[float, ...]] = {
     "Linf": (0.025, 0.05, 0.1, 0.15, 0.2, 0.3),
@@ -23,7 +25,77 @@ BUDGETS: dict[str, tuple[float, ...]] = {
 }
 """Budgets that suit inputs in [0, 1], for each norm."""
 
+BOUNDS = ("ibp", "crown", "smoothing")
+"""Lower bounds that a run knows, see :func:`robustx.evaluation.certify`."""
+
 OURS = ("forward_func", "bounds", "lower_bound", "upper_bound", "norm", "seed")  # arguments that the run decides
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A model of a run.
+
+    Args:
+        name: what tables call it.
+        source: where it is found, as :func:`robustx.zoo.model` knows it; default: its name. Models that are handed to
+            :func:`evaluate` as objects have none.
+        weights: a file of weights for it.
+        mean, std: normalise inputs so, channel by channel, inside the model: budgets stay in input units.
+    """
+
+    name: str
+    source: str = ""
+    weights: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a model must have a name, got ''")
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ValueError(
+                f"mean and std of model {self.name!r} must be equally long, std above 0, got {self.mean} and {self.std}"
+            )
+
+
+class DataSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The samples of a run, as :func:`robustx.zoo.data` finds them.
+
+    Args:
+        name: of the data; where samples are handed to :func:`evaluate`, the name that they bear.
+        split, root: which part of it, and the folder it lies in, for sources that know such.
+        bounds: the least and the greatest input; default: those of the source.
+    """
+
+    name: str
+    split: str | None = None
+    root: str | None = None
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"data must be a name, got {self.name!r}")
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds of data must be a lower and a higher number, got {self.bounds}")
+
+
+class BoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A lower bound on the robustness of every sample: no change so small changes the model's mind.
+
+    Args:
+        name: ``"ibp"``, ``"crown"`` or ``"smoothing"``.
+        options: further arguments of :func:`robustx.evaluation.certify` for that method.
+        label: what tables call it; default: its name.
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name not in BOUNDS:
+            raise ValueError(f"a bound must be one of {', '.join(BOUNDS)}, got {self.name!r}")
+        if not self.label:
+            msgspec.structs.force_setattr(self, "label", self.name)
 
 
 class AttackSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,11 +106,13 @@ class AttackSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         options: arguments of its class. Bounds, norm and seed are the run's. A search for minimal distances takes
             ``eps`` as the largest distance that it tries (default: twice the run's largest budget).
         label: what tables call it, and the name of its folder; default: its name.
+        eps: at which of the run's budgets it is tried, if not at all; a search for minimal distances takes none.
     """
 
     name: str
     options: dict[str, Any] = {}
     label: str = ""
+    eps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.label:
@@ -90,8 +164,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """What is evaluated, and how. Two runs of one specification give the same bytes.
 
     Args:
-        models: their names, in the order of the report.
-        data: the name of the samples.
+        models: in the order of the report; a :class:`ModelSpec` each, or its name alone.
+        data: the samples; a :class:`DataSpec`, or its name alone.
         norm: ``"Linf"``, ``"L2"``, ``"L1"`` or ``"L0"``.
         eps: the budgets of the security curve, in input units (elements for L0); default: see ``BUDGETS``.
         attacks: in the order in which they are tried; default: :func:`standard_attacks`.
@@ -99,6 +173,10 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         block_size: samples that are worked on, and stored, together. Part of the specification because results
             depend on it in their last bits.
         seed: of all random draws.
+        bounds: lower bounds on the robustness of each sample.
+        corruptions: common corruptions that the models are tried on; ``("all",)``: all of them.
+        severities: of these, from 1 to 5.
+        soundness: whether the evaluation itself is checked, on a few samples.
         explain: how many of the most instructive samples are explained.
         counterfactual: whether they get a counterfactual too.
         segments: about how many superpixels an image is cut into for its counterfactual.
@@ -110,8 +188,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     True
     """
 
-    models: tuple[str, ...]
-    data: str
+    models: tuple[ModelSpec | str, ...]
+    data: DataSpec | str
     norm: str = "Linf"
     eps: tuple[float, ...] = ()
     attacks: tuple[AttackSpec, ...] = standard_attacks()
@@ -121,14 +199,17 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     explain: int = 6
     counterfactual: bool = True
     segments: int = 16
+    bounds: tuple[BoundSpec, ...] = ()
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    soundness: bool = True
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             msgspec.structs.force_setattr(self, name, value)
 
-        put("models", _names(self.models))
-        if not isinstance(self.data, str) or not self.data:
-            raise ValueError(f"data must be a name, got {self.data!r}")
+        put("models", _models(self.models))
+        put("data", self.data if isinstance(self.data, DataSpec) else DataSpec(self.data))
         put("norm", _norm(self.norm))
         put("eps", _budgets(self.eps, self.norm))
         whole = {"block_size": 1, "explain": 0, "segments": 2, "seed": None} | (
@@ -139,7 +220,32 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
                 more = "" if least is None else f" of at least {least}"
                 raise ValueError(f"{name} must be a whole number{more}, got {value!r}")
-        put("attacks", _attacks(self.attacks, self.norm, self.seed))
+        put("attacks", _attacks(self.attacks, self.norm, self.seed, self.eps))
+        put("bounds", _bounds(self.bounds))
+        put("severities", tuple(sorted(set(self.severities))))
+        if not self.severities or not set(self.severities) <= set(range(1, 6)):
+            raise ValueError(f"severities must be whole numbers from 1 to 5, got {self.severities}")
+        put("corruptions", _corruptions(self.corruptions))
+
+    @property
+    def subjects(self) -> tuple[ModelSpec, ...]:
+        """:attr:`models`, as they are kept."""
+        return cast(tuple[ModelSpec, ...], self.models)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the models."""
+        return tuple(m.name for m in self.subjects)
+
+    @property
+    def samples(self) -> DataSpec:
+        """:attr:`data`, as it is kept."""
+        return cast(DataSpec, self.data)
+
+    @property
+    def quoted(self) -> float:
+        """The budget of which the report speaks first: the middle one."""
+        return self.eps[len(self.eps) // 2]
 
     @property
     def cap(self) -> float:
@@ -180,12 +286,13 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(f"{path}: {e}") from None
 
 
-def _names(models: Any) -> tuple[str, ...]:
-    if isinstance(models, str) or not all(isinstance(m, str) and m for m in models) or not models:
-        raise ValueError(f"models must be at least one name, got {models!r}")
-    if len(set(models)) < len(models):
-        raise ValueError(f"models must have different names, got {', '.join(models)}")
-    return tuple(models)
+def _models(given: Any) -> tuple[ModelSpec, ...]:
+    if isinstance(given, str) or not given or not all(m and isinstance(m, str | ModelSpec) for m in given):
+        raise ValueError(f"models must be at least one name, got {given!r}")
+    models = tuple(m if isinstance(m, ModelSpec) else ModelSpec(m) for m in given)
+    if len({m.name for m in models}) < len(models):
+        raise ValueError(f"models must have different names, got {', '.join(m.name for m in models)}")
+    return models
 
 
 def _norm(name: str) -> str:
@@ -205,17 +312,34 @@ def _budgets(eps: Any, norm: str) -> tuple[float, ...]:
     return tuple(sorted({float(e) for e in given})) or BUDGETS[norm]
 
 
-def _attacks(attacks: Any, norm: str, seed: int) -> tuple[AttackSpec, ...]:
+def _attacks(attacks: Any, norm: str, seed: int, eps: tuple[float, ...]) -> tuple[AttackSpec, ...]:
     given: tuple[AttackSpec, ...] = tuple(attacks)
     if not given or not all(isinstance(a, AttackSpec) for a in given):
         raise ValueError(f"attacks must hold at least one AttackSpec, such as AttackSpec('pgd'), got {attacks!r}")
     labels = [a.label for a in given]
     for a in given:
-        if a.label in RESERVED or labels.count(a.label) > 1:
-            why = "is reserved" if a.label in RESERVED else "stands twice"
+        reserved = a.label in RESERVED or a.label.startswith((BOUND, CORRUPTION))
+        if reserved or labels.count(a.label) > 1:
+            why = "is reserved" if reserved else "stands twice"
             raise ValueError(f"an attack's label {a.label!r} {why}; give it another label")
         bound = a.bind(_nothing, bounds=(0, 1), norm=norm, seed=seed)
         Leave(torch.zeros(1, dtype=torch.long), bound.loss_func)  # knows which losses there are
+        if a.eps and (a.minimal or not set(a.eps) <= set(eps)):
+            told = "looks for the nearest point itself" if a.minimal else f"may only name the run's: {eps}"
+            raise ValueError(f"eps of attack {a.label!r} is {a.eps}, but it {told}")
+    return given
+
+
+def _bounds(bounds: Any) -> tuple[BoundSpec, ...]:
+    given: tuple[BoundSpec, ...] = tuple(bounds)
+    labels = [b.label for b in given if isinstance(b, BoundSpec)]
+    if len(set(labels)) < len(given):
+        raise ValueError(f"bounds must hold BoundSpecs with different labels, such as BoundSpec('crown'), got {bounds}")
+    return given
+
+
+def _corruptions(names: Any) -> tuple[str, ...]:
+    given = (names,) if isinstance(names, str) else tuple(names)
     return given
 
 

@@ -1,22 +1,23 @@
-"""The run folder: one SQLite file for numbers, one safetensors file per block for tensors.
+"""The run folder: a SQLite file of each writer for numbers, one safetensors file per block for tensors.
 
 ::
 
-    run.json         what the run is: specification, fingerprints of models and data, versions; never changed
-    results.sqlite   tables sample, result, block
+    run.json                  what the run is: specification, fingerprints of models and data, versions; never changed
+    results-WRITER.sqlite     tables sample, result, block; one file for each process that works on the run
     tensors/MODEL/ATTACK/block-000000.safetensors
 
 A block's tensors are in place, under their own name and on the disk, before its rows are; its rows come in one
-transaction. So whatever is in the table ``block`` is whole, and what is not there is done again.
+transaction. So whatever is in the table ``block`` is whole, and what is not there is done again. Nobody writes to the
+file of another; done twice, a block is the same.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from .identity import differences, surroundings
 
-FORMAT = 1
+FORMAT = 2
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS sample (
@@ -35,25 +36,27 @@ CREATE TABLE IF NOT EXISTS sample (
 ) {strict};
 CREATE TABLE IF NOT EXISTS block (
     model TEXT NOT NULL,
-    attack TEXT NOT NULL,          -- an attack's label, or clean, or explanation
+    attack TEXT NOT NULL,          -- an attack's label, clean, bound-..., corruption-..., soundness or explanation
     block INTEGER NOT NULL,
     file TEXT NOT NULL,            -- its tensors
     bytes INTEGER NOT NULL,
     sha256 TEXT NOT NULL,          -- of the file
     notes TEXT NOT NULL,           -- JSON
     seconds REAL NOT NULL,
+    micro_batch INTEGER,           -- samples that went at once where memory ran out; NULL: it did not
     PRIMARY KEY (model, attack, block)
 ) {strict};
 CREATE TABLE IF NOT EXISTS result (
     model TEXT NOT NULL,
     attack TEXT NOT NULL,
     position INTEGER NOT NULL REFERENCES sample,
-    eps REAL NOT NULL,             -- the budget: 0 for clean; for a minimal search the largest distance tried
+    eps REAL NOT NULL,             -- the budget: 0 for clean and bounds; for a minimal search the largest distance
+                                   -- tried; the severity of a corruption
     success INTEGER NOT NULL CHECK (success IN (0, 1)),   -- the model was wrong
     flagged INTEGER NOT NULL CHECK (flagged IN (0, 1)),   -- its output was NaN or infinite: no success, no resistance
     prediction INTEGER NOT NULL,   -- the class there; -1 if flagged
     margin REAL,                   -- best other logit minus the label's; NULL if flagged
-    distance REAL NOT NULL,        -- from the sample, in the run's norm
+    distance REAL NOT NULL,        -- from the sample, in the run's norm; the certified radius of a bound
     forwards INTEGER NOT NULL,     -- rows that went through the model
     backwards INTEGER NOT NULL,
     PRIMARY KEY (model, attack, position, eps)
@@ -84,54 +87,69 @@ class Work(NamedTuple):
 
 
 class Store:
-    """A run folder, open for reading and writing. Use it in a ``with``.
+    """A run folder, open for reading, and for writing to the file of one writer. Use it in a ``with``.
+
+    What it tells is what stood in the folder when it was opened, or at the last :meth:`refresh`, and what it wrote.
 
     Args:
         folder: of an existing run; :meth:`start` makes or resumes one.
+        writer: whose file it may write to; None: none.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
         ValueError: its ``run.json`` cannot be read.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, writer: str | None = None) -> None:
         self.folder = Path(folder)
         self.about = read_about(self.folder)
-        self._db = _open(self.folder / "results.sqlite")
+        self._block = int(self.about["spec"]["block_size"])
+        self._name = None if writer is None else f"results-{slug(writer)}.sqlite"
+        self._files: dict[str, sqlite3.Connection] = {}
+        self._owner: dict[Work, str] = {}  # who finished what
+        if self._name is not None:
+            self._files[self._name] = _open(self.folder / self._name)
+        self.refresh()
 
     @classmethod
-    def start(cls, folder: str | Path, identity: Mapping[str, Any], samples: Iterable[tuple[int, str, int]]) -> "Store":
+    def start(
+        cls,
+        folder: str | Path,
+        identity: Mapping[str, Any],
+        samples: Iterable[tuple[int, str, int]],
+        writer: str = "main",
+    ) -> "Store":
         """A new run in an empty folder, or the same run again where it was left.
 
         Args:
             folder: is made if need be.
             identity: what the run is, see :func:`robustx.evaluation.identity.identity`.
             samples: index in the data set, digest and label of each.
+            writer: the name of whoever writes; no two at a time may bear the same.
 
         Raises:
             ValueError: the folder holds another run (the message names what differs) or something else.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "run.json").exists():
-            found = differences({k: read_about(folder).get(k) for k in identity}, dict(identity))
-            if found:
-                found = [d for d in found if not d.startswith("spec_sha256")] or found
-                raise ValueError(
-                    f"{str(folder)!r} holds another run, which differs in {'; '.join(found)}; choose another folder, "
-                    "or remove this one"
-                )
-        else:
-            strange = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp"))
-            if strange:
-                raise ValueError(
-                    f"{str(folder)!r} holds no run but {strange[0]!r}; choose a new or an empty folder for the run"
-                )
-            about = {"format": FORMAT, **identity, "surroundings": surroundings()}
-            write(
-                folder / "run.json", json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        names = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp"))
+        if names and not (folder / "run.json").exists():
+            raise ValueError(
+                f"{str(folder)!r} holds no run but {names[0]!r}; choose a new or an empty folder for the run"
             )
-        store = cls(folder)
+        about = {"format": FORMAT, **identity, "surroundings": surroundings()}
+        told = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if not names:
+            with contextlib.suppress(FileExistsError):  # another writer of the run came first
+                write(folder / "run.json", told, new=True)
+        found = differences({k: read_about(folder).get(k) for k in identity}, dict(identity))
+        if found:
+            found = [d for d in found if not d.startswith("spec_sha256")] or found
+            raise ValueError(
+                f"{str(folder)!r} holds another run, which differs in {'; '.join(found)}; choose another folder, or "
+                "remove this one"
+            )
+        store = cls(folder, writer)
         with store._transaction() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO sample VALUES (?, ?, ?, ?)", ((i, *sample) for i, sample in enumerate(samples))
@@ -145,15 +163,26 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        self._db.close()
+        for db in self._files.values():
+            db.close()
+        self._files = {}
+
+    def refresh(self) -> None:
+        """Looks at what all writers have finished by now."""
+        for path in sorted(self.folder.glob("results-*.sqlite")):
+            if path.name not in self._files:
+                self._files[path.name] = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._owner = {}
+        for name in sorted(self._files):
+            for model, attack, block, file, size in self._all(
+                name, "SELECT model, attack, block, file, bytes FROM block"
+            ):
+                if _size(self.folder / file) == size:
+                    self._owner.setdefault(Work(model, attack, block), name)
 
     def done(self) -> set[Work]:
         """The work that is finished and whose tensors are in place."""
-        return {
-            Work(*key)
-            for *key, file, size in self._db.execute("SELECT model, attack, block, file, bytes FROM block")
-            if _size(self.folder / file) == size
-        }
+        return set(self._owner)
 
     def finish(
         self,
@@ -162,47 +191,64 @@ class Store:
         tensors: Mapping[str, Tensor],
         notes: Any = (),
         seconds: float = 0.0,
+        micro_batch: int | None = None,
     ) -> None:
-        """Keeps a finished block for good. Doing it twice is harmless."""
+        """Keeps a finished block for good. Doing it twice is harmless.
+
+        Args:
+            micro_batch: samples that went at once, where memory ran out.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is kept then.
+        """
         from safetensors.torch import save
 
+        assert self._name is not None, "opened for reading"
         file = self._file(work)
         content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
         write(self.folder / file, content)
         told = json.dumps(notes, ensure_ascii=False, allow_nan=False)
-        about = (file, len(content), hashlib.sha256(content).hexdigest(), told, seconds)
+        about = (file, len(content), hashlib.sha256(content).hexdigest(), told, seconds, micro_batch)
         with self._transaction() as db:
-            db.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*work, *about))
+            db.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*work, *about))
             db.executemany(
                 "INSERT OR REPLACE INTO result VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ((work.model, work.attack, *row) for row in rows),
             )
+        self._owner[work] = self._name
 
     def samples(self) -> list[tuple[int, str, int]]:
         """Index in the data set, digest of the input and label, in order."""
-        return list(self._db.execute("SELECT idx, uid, label FROM sample ORDER BY position"))
+        each = (self._all(name, "SELECT idx, uid, label FROM sample ORDER BY position") for name in self._files)
+        return max(each, key=len, default=[])  # a writer that was killed early may have written none
 
     def rows(self, model: str, attack: str, positions: range | None = None) -> list[Row]:
         """What one attack did to one model, in the order of samples and budgets."""
         among = positions or range(2**62)
-        return [
-            Row(p, e, bool(s), bool(f), *rest)
-            for p, e, s, f, *rest in self._db.execute(
+        found = []
+        for name in {n for w, n in self._owner.items() if (w.model, w.attack) == (model, attack)}:
+            query = (
                 "SELECT position, eps, success, flagged, prediction, margin, distance, forwards, backwards FROM result "
-                "WHERE model = ? AND attack = ? AND position >= ? AND position < ? ORDER BY position, eps",
-                (model, attack, among.start, among.stop),
+                "WHERE model = ? AND attack = ? AND position >= ? AND position < ?"
             )
-        ]
+            for p, e, s, f, *rest in self._files[name].execute(query, (model, attack, among.start, among.stop)):
+                if self._owner.get(Work(model, attack, p // self._block)) == name:
+                    found.append(Row(p, e, bool(s), bool(f), *rest))
+        return sorted(found, key=lambda r: (r.position, r.eps))
+
+    def blocks(self, model: str, attack: str, column: str) -> list[Any]:
+        """A column of the table ``block``, in the order of the blocks."""
+        query = f"SELECT {column} FROM block WHERE model = ? AND attack = ? AND block = ?"
+        works = sorted(w for w in self._owner if (w.model, w.attack) == (model, attack))
+        return [self._files[self._owner[w]].execute(query, w).fetchone()[0] for w in works]
 
     def notes(self, model: str, attack: str) -> list[Any]:
         """What was noted of each finished block, in order."""
-        query = "SELECT notes FROM block WHERE model = ? AND attack = ? ORDER BY block"
-        return [json.loads(told) for (told,) in self._db.execute(query, (model, attack))]
+        return [json.loads(told) for told in self.blocks(model, attack, "notes")]
 
     def seconds(self, model: str, attack: str) -> float:
         """How long the finished blocks took."""
-        query = "SELECT total(seconds) FROM block WHERE model = ? AND attack = ?"
-        return float(self._db.execute(query, (model, attack)).fetchone()[0])
+        return float(sum(self.blocks(model, attack, "seconds")))
 
     def tensors(self, work: Work) -> dict[str, Tensor]:
         """The tensors of a finished block.
@@ -212,42 +258,67 @@ class Store:
             ValueError: the file is damaged.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         path = self.folder / self._file(work)
         if not path.exists():
             raise FileNotFoundError(f"there is no {str(path)!r}; evaluate again in the same folder to make it")
+        content = path.read_bytes()
+        known = self._owner.get(work)
+        query = "SELECT sha256 FROM block WHERE model = ? AND attack = ? AND block = ?"
         try:
-            return load_file(path)
-        except SafetensorError as e:
+            if known and self._files[known].execute(query, work).fetchone() != (hashlib.sha256(content).hexdigest(),):
+                raise ValueError("its content is not what was written")
+            return load(content)
+        except (SafetensorError, ValueError) as e:
             raise ValueError(
                 f"{str(path)!r} is damaged ({e}); remove it and evaluate again in the same folder"
             ) from None
 
     def fingerprint(self) -> str:
-        """SHA-256 over all samples, rows, notes and tensors (by the digests of their files); not over times."""
+        """SHA-256 over all samples, rows, notes and tensors (by the digests of their files).
+
+        Not over times, nor over who did what, and how many samples at once.
+        """
         sha = hashlib.sha256()
-        for query in (
-            "SELECT * FROM sample ORDER BY position",
-            "SELECT * FROM result ORDER BY model, attack, position, eps",
-            "SELECT model, attack, block, file, sha256, notes FROM block ORDER BY model, attack, block",
-        ):
-            for row in self._db.execute(query):
-                sha.update(repr(row).encode())
+        for sample in self.samples():
+            sha.update(repr(sample).encode())
+        for model, attack in sorted({(w.model, w.attack) for w in self._owner}):
+            for row in self.rows(model, attack):
+                sha.update(repr((model, attack, *row)).encode())
+            told = zip(*(self.blocks(model, attack, c) for c in ("block", "sha256", "notes")), strict=True)
+            for block in told:
+                sha.update(repr((model, attack, *block)).encode())
         return sha.hexdigest()
 
     def _file(self, work: Work) -> str:
         return f"tensors/{slug(work.model)}/{slug(work.attack)}/block-{work.block:06d}.safetensors"
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
+    def _all(self, name: str, query: str) -> list[Any]:
+        """The answer of one file; nothing of one whose writer is just beginning."""
         try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            return self._files[name].execute(query).fetchall()
+        except sqlite3.OperationalError as e:
+            if "no such table" not in str(e):
+                raise
+            return []
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; a full disk is told as any other file tells it."""
+        assert self._name is not None
+        db = self._files[self._name]
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # a full disk has rolled it back already
+                    db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as e:
+            raise OSError(f"{str(self.folder / self._name)!r} cannot be written: {e}") from e
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -267,15 +338,28 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def write(path: Path, content: bytes) -> None:
-    """The file, whole and on the disk, or not at all."""
+def write(path: Path, content: bytes, new: bool = False) -> None:
+    """The file, whole and on the disk, or not at all.
+
+    Raises:
+        FileExistsError: there is one, and it must be ``new``.
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may write the same file
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if new and path.exists():
+            raise FileExistsError(f"there is {str(path)!r} already")
+        if new and hasattr(os, "link"):
+            os.link(unfinished, path)  # of two at the same time, one fails
+        else:
+            os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -292,11 +376,15 @@ def slug(name: str) -> str:
 
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=60, isolation_level=None)
-    db.execute("PRAGMA journal_mode = DELETE")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
-    for table in TABLES.format(strict="STRICT" if sqlite3.sqlite_version_info >= (3, 37) else "").split(";\n"):
-        db.execute(table)
+    try:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        for table in TABLES.format(strict="STRICT" if sqlite3.sqlite_version_info >= (3, 37) else "").split(";\n"):
+            db.execute(table)
+    except sqlite3.OperationalError as e:
+        db.close()
+        raise OSError(f"{str(path)!r} cannot be written: {e}") from e
     return db
 
 

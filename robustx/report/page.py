@@ -55,7 +55,7 @@ def render(run: Run) -> str:
     axis = f"largest change allowed ({words.axis(norm, kind)})"
     far = f"smallest change that fools the model ({words.axis(norm, kind)})"
     return environment.get_template("report.html").render(
-        title=f"How robust {'is' if len(spec.models) == 1 else 'are'} {words.listed(spec.models)}?",
+        title=f"How robust {'is' if len(spec.names) == 1 else 'are'} {words.listed(spec.names)}?",
         run=run,
         spec=spec,
         summary=summary,
@@ -68,7 +68,7 @@ def render(run: Run) -> str:
         curve=figures.security_curves(run.outcomes, spec.eps, axis, run.cap is not None),
         histograms=figures.distance_histograms(run.outcomes, far, run.cap or spec.eps[-1]),
         attack_words={a.label: words.attack_words(a) for a in spec.attacks},
-        seconds={m: run.seconds(m) for m in spec.models},
+        seconds={m: run.seconds(m) for m in spec.names},
         warnings={m["name"]: _kinds(m["warnings"]) for m in summary["models"]},
         reasons=[_reason(o, norm, spec.eps) for o in run.outcomes],
         per=words.per(norm, kind, _step(norm, spec.eps)),
@@ -117,7 +117,7 @@ def _confusions(outcome: Outcome, classes: Sequence[str]) -> dict[str, Any]:
 
 def _gallery(run: Run) -> list[dict[str, Any]]:
     """The explained samples, with what each model makes of them."""
-    made = {m: run.explanation(m) for m in run.spec.models}
+    made = {m: run.explanation(m) for m in run.spec.names}
     known = {m: e for m, e in made.items() if e is not None and e[0]}
     if not known:
         return []

@@ -9,7 +9,7 @@ import pytest
 
 from robustx import evaluation
 from robustx.evaluation import Run
-from robustx.evaluation import run as run_module
+from robustx.evaluation import work as work_module
 
 QUICK = ("--limit", 10, "--steps", 4, "--eps", "0.1,0.2", "--explain", 0)
 
@@ -55,7 +55,7 @@ def test_your_own_models(run):
         "here",
     )
     assert said.code == 0, said.err
-    assert Run("here").spec.models == ("mine:net", "mine:net?hidden=9")
+    assert Run("here").spec.names == ("mine:net", "mine:net?hidden=9")
 
 
 def test_a_specification_from_a_file(run, tmp_path):
@@ -71,7 +71,7 @@ def test_a_specification_from_a_file(run, tmp_path):
 def test_an_interrupted_run_goes_on_and_ends_the_same(run, monkeypatch):
     argv = ("evaluate", "digits-robust", "--limit", 80, "--steps", 3, "--eps", "0.1,0.2", "--explain", 2)
     whole = json.loads(run(*argv, "--out", "whole", "--json").out)
-    attack, calls = run_module.attack_block, []
+    attack, calls = work_module.attack_block, []
 
     def stop_at_the_sixth(*args, **kwargs):
         calls.append(1)
@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(run, monkeypatch):
             raise KeyboardInterrupt
         return attack(*args, **kwargs)
 
-    monkeypatch.setattr(run_module, "attack_block", stop_at_the_sixth)
+    monkeypatch.setattr(work_module, "attack_block", stop_at_the_sixth)
     said = run(*argv, "--out", "cut")
     assert said.code == 130 and "7 finished steps are kept in cut" in said.err
     report = run("report", "cut")

@@ -300,7 +300,15 @@ def test_the_limit_and_progress(digits, tmp_path, capsys):
     s = spec(limit=10, explain=0)
     run = evaluate(models(), digits, s, tmp_path, show_progress=True)
     assert run.summary()["samples"] == 10 and run.explanation("digits") is None
-    assert "Evaluating digits: 100%" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    for label, models_then in (("clean", run.summary()["models"]), ("bisection", None)):
+        last = [line for line in said.replace("\r", "\n").splitlines() if line.startswith(label)][-1]
+        assert "100%" in last
+        if models_then:
+            assert last.endswith(" | ".join(f"{m['name']} {m['clean']['value']:.1%}" for m in models_then) + "]")
+        else:
+            shares = [m["robust"][1]["value"] for m in run.summary()["models"]]
+            assert last.endswith(f"digits {shares[0]:.1%} | digits-robust {shares[1]:.1%} at 0.3]")
     evaluate(models(), digits, s, tmp_path)
     assert capsys.readouterr() == ("", "")
 

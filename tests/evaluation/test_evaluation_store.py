@@ -10,7 +10,7 @@ from robustx.evaluation import Row, Store, Work
 from robustx.evaluation.identity import describe_model, differences
 from robustx.evaluation.store import slug, write
 
-IDENTITY = {"spec": {"eps": [0.1]}, "spec_sha256": "x", "models": {"m": {"sha256": "1"}}}
+IDENTITY = {"spec": {"eps": [0.1], "block_size": 8}, "spec_sha256": "x", "models": {"m": {"sha256": "1"}}}
 SAMPLES = [(7, "aa", 0), (9, "bb", 1)]
 WORK = Work("m", "pgd", 0)
 ROWS = [Row(0, 0.1, True, False, 1, 0.5, 0.1, 3, 2), Row(1, 0.1, False, True, -1, None, 0.0, 3, 2)]
@@ -63,17 +63,72 @@ def test_a_block_without_its_tensors_is_not_done(store):
     store.finish(WORK, ROWS, {"x": torch.ones(2)})
     path = store.folder / "tensors/m/pgd/block-000000.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
+    store.refresh()
     assert store.done() == set()
     with pytest.raises(ValueError, match="is damaged .* evaluate again"):
         store.tensors(WORK)
     path.unlink()
+    store.refresh()
     assert store.done() == set()
     with pytest.raises(FileNotFoundError, match="evaluate again in the same folder"):
         store.tensors(WORK)
 
 
+def test_a_block_whose_tensors_were_changed_is_damaged(store):
+    store.finish(WORK, ROWS, {"x": torch.ones(2)})
+    path = store.folder / "tensors/m/pgd/block-000000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match="damaged .its content is not what was written"):
+        store.tensors(WORK)
+
+
+def test_writers_have_a_file_each_and_see_one_another(store):
+    two = WORK._replace(block=1)
+    late = [(i, "cc", 0) for i in range(16)]
+    with Store.start(store.folder, IDENTITY, late, "other") as other:
+        store.finish(WORK, ROWS, {"x": torch.ones(2)}, ["mine"], 1.0)
+        other.finish(two, [Row(9, 0.1, True, False, 1, 0.5, 0.1, 3, 2)], {"x": torch.ones(1)}, ["theirs"], 2.0)
+        other.finish(WORK, ROWS, {"x": torch.ones(2)}, ["mine"], 5.0)  # twice, by another
+        assert store.done() == {WORK}
+        store.refresh()
+        assert store.done() == {WORK, two}
+        assert [r.position for r in store.rows("m", "pgd")] == [0, 1, 9]
+        assert store.rows("m", "pgd", range(8, 16)) == store.rows("m", "pgd")[2:]
+        assert store.notes("m", "pgd") == [["mine"], ["theirs"]] and store.seconds("m", "pgd") == 3.0
+        assert len(list(store.folder.glob("results-*.sqlite"))) == 2
+        together = store.fingerprint()
+    with Store.start(store.folder.parent / "alone", IDENTITY, late) as alone:
+        alone.finish(two, [Row(9, 0.1, True, False, 1, 0.5, 0.1, 3, 2)], {"x": torch.ones(1)}, ["theirs"], 0.1)
+        alone.finish(WORK, ROWS, {"x": torch.ones(2)}, ["mine"], 0.1, micro_batch=1)
+        assert alone.fingerprint() == together
+
+
+def test_a_writer_that_has_just_begun_says_nothing(store):
+    store.finish(WORK, ROWS, {"x": torch.ones(2)})
+    sqlite3.connect(store.folder / "results-new.sqlite").close()
+    with Store(store.folder) as reader:
+        assert reader.done() == {WORK} and reader.samples() == SAMPLES
+
+
+def test_a_full_disk_is_told_as_a_file_that_cannot_be_written(store):
+    db = store._files[store._name]
+    db.execute("PRAGMA max_page_count = " + str(db.execute("PRAGMA page_count").fetchone()[0]))
+    rows = [Row(0, e / 10_000, True, False, 1, 0.5, 0.1, 3, 2) for e in range(10_000)]
+    with pytest.raises(OSError, match="results-main.sqlite' cannot be written: database or disk is full"):
+        store.finish(WORK, rows, {"x": torch.ones(2)})
+    store.refresh()
+    assert store.done() == set()
+    db.execute("PRAGMA max_page_count = 100000")
+    store.finish(WORK, rows, {"x": torch.ones(2)})
+    assert len(store.rows("m", "pgd")) == 10_000
+
+
 def test_another_run_is_refused_by_what_differs(store):
-    other = {"spec": {"eps": [0.2]}, "spec_sha256": "y", "models": {"m": {"sha256": "1"}, "n": {"sha256": "2"}}}
+    other = {
+        "spec": {"eps": [0.2], "block_size": 8},
+        "spec_sha256": "y",
+        "models": {"m": {"sha256": "1"}, "n": {"sha256": "2"}},
+    }
     with pytest.raises(
         ValueError, match=r"another run.*spec\.eps: \[0\.1\] before, \[0\.2\] now; models\.n: None before"
     ):
@@ -98,7 +153,7 @@ def test_a_folder_left_when_it_was_just_begun(tmp_path):
     [
         ("{", "damaged .JSONDecodeError"),
         ("[]", "damaged .TypeError"),
-        ('{"format": 99}', "has format 99.*reads format 1"),
+        ('{"format": 99}', "has format 99.*reads format 2"),
     ],
 )
 def test_a_damaged_folder_says_so(store, text, said):
