@@ -169,6 +169,18 @@ class Attack(ABC):
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         }
 
+    def on(self, model: Callable[..., Any]) -> Self:
+        """The same attack, with the same settings, on another model; so are those that it is made of."""
+
+        def bound(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: bound(v) for k, v in value.items()}
+            return value.on(model) if isinstance(value, Attack) else value
+
+        other = copy(self)
+        vars(other).update({k: bound(v) for k, v in vars(self).items()} | {"forward_func": model})
+        return other
+
     @abstractmethod
     def search(self, f: Probe, region: Region, rows: Tensor, noise: Noise) -> Found:
         """The best points found for the examples ``rows`` [N]; region and noise have their N rows."""

@@ -18,6 +18,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class TrainModeError(ValueError):
+    """A part of the model is in train mode, or normalises over the batch: rows would see one another, or draw."""
+
+
 def modules_of(model: Any, depth: int = 3) -> list[nn.Module]:
     """The modules a callable is made of: itself, or what a method, partial, closure, object or collection refers to."""
     if isinstance(model, nn.Module):
@@ -63,7 +67,7 @@ def untouched(model: Any) -> Iterator[None]:
     Guards of several threads that overlap give back what was there before the first.
 
     Raises:
-        ValueError: a batch norm or dropout layer is in train mode (rows would see one another, or
+        TrainModeError: a batch norm or dropout layer is in train mode (rows would see one another, or
             results would be random).
     """
     modules = modules_of(model)
@@ -220,9 +224,9 @@ def _refuse_train_mode(model: nn.Module) -> None:
         mixes = isinstance(m, nn.modules.batchnorm._BatchNorm)
         if m.training and (mixes or _noisy(m)):
             what = "rows of a batch would see one another" if mixes else "results would be random"
-            raise ValueError(f"model is in train mode: {who} is training, so {what}; call model.eval() first")
+            raise TrainModeError(f"model is in train mode: {who} is training, so {what}; call model.eval() first")
         if mixes and m.running_mean is None:
-            raise ValueError(
+            raise TrainModeError(
                 f"model normalises over the batch: {who} keeps no running statistics, so rows of a batch would see one "
                 "another; use track_running_stats=True, or a norm within each example"
             )

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import pickle
 import re
 import sys
 import warnings
@@ -15,6 +16,8 @@ from torch import nn
 
 from robustx import zoo
 from robustx.attacks import APGD, AutoAttack, Square, ZeroGradientWarning, checks, make
+from robustx.engine import Door
+from robustx.perturb import Leave
 
 
 @pytest.fixture(scope="module")
@@ -462,3 +465,16 @@ def test_any_callable_and_any_integers():
     x, y = examples(net)
     moved = AutoAttack(lambda t: net(t), eps=0.1, verbose=False, steps=3).run_standard_evaluation(x, y.to(torch.int32))
     assert torch.equal(moved[-2:], x[-2:])
+
+
+def test_flags_can_be_read():
+    """The same signs as data: what was seen, what to try, how much of what is allowed."""
+    net = mlp(3, torch.float32)
+    x = torch.rand(4, 2, 3, 3)
+    f = Door.open(x).probe(lambda t: (net(t) + 0.1 * torch.randn(len(t), 3)).softmax(1), Leave(torch.zeros(4).long()))
+    found = checks.signs(f, f.point, f.everyone, ["apgd-t"])
+    assert [type(s) for s in found] == [checks.RandomizedWarning, checks.ProbabilitiesWarning, checks.FewClassesWarning]
+    for sign in found:
+        assert sign.value > sign.threshold and str(sign) == f"{sign.seen}; {sign.mend}"
+        assert str(pickle.loads(pickle.dumps(sign))) == str(sign)
+    assert [s.value for s in checks.led_further(10, 9, 100)] == [0.01] and not checks.led_further(1000, 998, 1000)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from robustx import zoo
-from robustx.attacks import BPDA, EOT, FGSM, PGD, Bisection, ZeroGradientWarning
+from robustx.attacks import BPDA, EOT, FGSM, PGD, AutoAttack, Bisection, ZeroGradientWarning
 from robustx.attacks.views import Draws, Viewed
 from robustx.engine import Door, Noise, Output, identities
 from robustx.perturb import Leave
@@ -280,3 +280,24 @@ def test_functions_that_do_not_match():
         BPDA(3)
     with pytest.raises(TypeError, match="backward must be a function of tensors, got str"):
         BPDA(quantise, "identity")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: PGD(model, norm="L2", eps=1.0, steps=5),
+        lambda model: EOT(PGD(model, norm="L2", eps=1.0, steps=5), draws=2),
+        lambda model: Bisection(model, norm="L2", eps=3.0, steps=5),
+        lambda model: AutoAttack(model, norm="L2", eps=1.0, steps=3, bounds=(-3, 3), verbose=False, flags=False),
+    ],
+    ids=["pgd", "eot", "bisection", "autoattack"],
+)
+def test_an_attack_on_another_model_is_the_same_attack(make):
+    first, second = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+    x, y = torch.randn(8, 6).clamp(-3, 3), torch.arange(8) % 4
+    attack = make(first)
+    moved, own = attack.on(second), make(second)
+    assert torch.equal(moved.run(x, y).adversarial, own.run(x, y).adversarial)
+    assert torch.equal(attack.run(x, y).adversarial, make(first).run(x, y).adversarial)
+    if isinstance(attack, AutoAttack):
+        assert torch.equal(moved.run_standard_evaluation(x, y), own.run_standard_evaluation(x, y))
