@@ -433,7 +433,7 @@ def cumulative(
     rows: Sequence[Sequence[Row]],
     labels: Sequence[str],
     eps: Sequence[float],
-    caps: Mapping[str, float] | None = None,
+    tried: Sequence[Sequence[float]] | None = None,
 ) -> list[Cumulative]:
     """Attack by attack: what it saw, found and cost. ``outcomes[k]`` knows the first k + 1 attacks.
 
@@ -442,12 +442,12 @@ def cumulative(
         rows: of each attack.
         labels: of the attacks.
         eps: the run's budgets.
-        caps: the largest distance that each search for minimal distances tries, by label.
+        tried: at which budgets each attack tries a sample until it falls, see :func:`alone`; default: ``eps``.
     """
     last, told = outcomes[-1], []
     right = last.correct
     for k, (outcome, mine, label) in enumerate(zip(outcomes, rows, labels, strict=True)):
-        own = alone(last, mine, (caps[label],) if caps and label in caps else eps)
+        own = alone(last, mine, tried[k] if tried else eps)
         told.append(
             Cumulative(
                 label,

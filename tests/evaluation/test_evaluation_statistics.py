@@ -272,7 +272,7 @@ def test_what_one_attack_does_alone_is_told_where_no_other_had_a_say():
     assert alone(o, [r for r in pgd if r.eps != 0.1], (0.1, 0.2)) is None  # it was spared a budget
     assert alone(o, pgd[1:], (0.1, 0.2)) is None  # and here a sample
     upto = [Outcome.of("m", [0] * 4, clean(wrong=[3], n=4), [pgd, near, whole][: k + 1]) for k in range(3)]
-    told = cumulative(upto, [pgd, near, whole], ["pgd", "near", "whole"], (0.1, 0.2), {"near": 0.4, "whole": 0.4})
+    told = cumulative(upto, [pgd, near, whole], ["pgd", "near", "whole"], (0.1, 0.2), [(0.1, 0.2), (0.4,), (0.4,)])
     assert [t.alone for t in told] == [[0.5, 0.25], None, [0.5, 0.25]]
     best = 0.25 + 0.15  # how far below 0.3, the largest of 0.05, 0.15 and 0.3, the best stays
     assert told[0].optimality == pytest.approx((0.21 + 0.1) / best) and told[1].optimality is None
