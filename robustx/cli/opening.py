@@ -14,7 +14,8 @@ from .. import zoo
 from ..engine import Door
 from ..perturb import as_logits
 from ..zoo import Data
-from ..zoo.address import load_weights, near
+from ..zoo.address import near
+from ..zoo.checkpoints import load_weights
 
 SMALL = 1_000_000  # parameters; below it a second thread costs more than it brings
 
@@ -49,7 +50,7 @@ def subjects(asked: Namespace, names: Sequence[str]) -> list[Subject]:
         )
     if asked.weights and len(names) > 1:
         raise ValueError(f"--weights belongs to one model, got {len(names)}; name files as package.module:name@FILE")
-    device = _device(asked.device)
+    there = device(asked.device)
     bounds = None if asked.bounds is None else (asked.bounds[0], asked.bounds[1])
     found: list[Subject] = []
     for name in names:
@@ -62,10 +63,10 @@ def subjects(asked: Namespace, names: Sequence[str]) -> list[Subject]:
             model, data = zoo.load(_with_weights(name, asked.weights), source, **options)
         if asked.weights and ":" not in name:
             load_weights(model, asked.weights)
-        found.append(Subject(name, model.to(device), data if found else _moved(data, device)))
+        found.append(Subject(name, model.to(there), data if found else _moved(data, there)))
     if not len(found[0].data):
         raise ValueError(f"the data {found[0].data.name!r} hold no samples; there is nothing to do")
-    _threads(asked.threads, [s.model for s in found])
+    set_threads(asked.threads, [s.model for s in found])
     return found
 
 
@@ -115,15 +116,16 @@ def _with_weights(name: str, weights: str | None) -> str:
     return f"{head}@{weights}{asked}{tail}"
 
 
-def _device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
+    """A device by name. Raises ValueError where there is none."""
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        found = torch.device(name)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"--device {name!r} cannot be used here ({str(error).splitlines()[0]}); robustx doctor lists the devices"
         ) from None
-    return device
+    return found
 
 
 def _moved(data: Data, device: torch.device) -> Data:
@@ -131,7 +133,8 @@ def _moved(data: Data, device: torch.device) -> Data:
     return replace(data, x=data.x.to(device), y=data.y.to(device), bounds=(low, high))
 
 
-def _threads(asked: int | None, models: Sequence[nn.Module]) -> None:
+def set_threads(asked: int | None, models: Sequence[nn.Module]) -> None:
+    """As many CPU threads as were asked for; else one, where all models are small."""
     if asked is not None:
         torch.set_num_threads(asked)
     elif "OMP_NUM_THREADS" not in os.environ and all(sum(p.numel() for p in m.parameters()) < SMALL for m in models):

@@ -16,14 +16,15 @@ Models come on the CPU and in eval mode. Weights are never unpickled: the zoo re
 torchvision's own downloads with ``weights_only``.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from . import embedded, vision
 from .address import call, find, near, parameters, parse, user_model, working_directory
+from .checkpoints import load_weights
 from .dataset import Bound, Column, Data, as_data, class_name
 from .networks import Normalized, digits_cnn, table_mlp
 
@@ -72,11 +73,14 @@ def load(
     root: str | None = None,
     limit: int | None = None,
     bounds: tuple[Bound, Bound] | None = None,
+    weights: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Entry:
     """A model and data for it, by name.
 
-    An embedded model brings its own data; any other model needs `data`, which like the further arguments is
-    that of `robustx.zoo.data`.
+    An embedded model brings its own data; any other model needs `data`, which like `split`, `root`, `limit` and
+    `bounds` is that of `robustx.zoo.data`. `weights`, `mean` and `std` are those of `robustx.zoo.model`.
 
     >>> from robustx import zoo
     >>> model, data = zoo.load("digits")
@@ -89,7 +93,7 @@ def load(
 
     Raises ValueError for unknown names, with the nearest known ones, and whatever `model` and `data` raise.
     """
-    net = model(name)
+    net = model(name, weights=weights, mean=mean, std=std)
     if data is None:
         if name not in embedded.MODELS:
             raise ValueError(f"{name!r} brings no data of its own; name some: load({name!r}, data='digits')")
@@ -99,25 +103,47 @@ def load(
     return Entry(name, net, samples, embedded.metadata(name) if name in embedded.MODELS else {})
 
 
-def model(name: str) -> nn.Module:
+def model(
+    name: str,
+    *,
+    weights: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
     """A model by name, on the CPU and in eval mode. The forms of a name stand in `robustx.zoo`.
 
-    A module named by ``package.module:name`` is copied, so that the user's own stays as it is. torchvision's
-    models are wrapped in `Normalized` and take inputs in [0, 1].
+    `weights` is what may stand in the name after ``@``: a file, ``none``, or a name of the source's own. With `mean`
+    and `std`, one number per channel, the model is wrapped in `Normalized` and takes inputs before normalisation;
+    torchvision's models are wrapped in their own, which the arguments replace. A module named by
+    ``package.module:name`` is copied, so that the user's own stays as it is.
+
+    >>> model("digits", mean=[0.5], std=[0.5]).mean
+    tensor([0.5000])
 
     Raises ValueError for unknown names, options that do not fit, and weights that are not a safetensors file
     or do not fit; FileNotFoundError, ModuleNotFoundError; TypeError for what is no model; ConnectionError
     where torchvision's weights cannot be fetched; ImportError where torchvision is missing or does not match
     torch.
     """
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std come together, got mean={mean} and std={std}; give both or neither")
     if ":" not in name:
         if name not in embedded.MODELS:
             raise _unknown("model", name, embedded.MODELS)
         net = embedded.model(name)
-    elif name.startswith("torchvision:"):
-        net = vision.torchvision_model(parse(name))
+        net = load_weights(net, weights) if weights else net
     else:
-        net = user_model(parse(name))
+        address = parse(name)
+        if weights and address.weights:
+            raise ValueError(f"the weights of {name!r} are named twice, there and as weights={weights!r}; drop one")
+        address = replace(address, weights=weights or address.weights)
+        if address.module == "torchvision":
+            net = vision.torchvision_model(address)
+            net = net if mean is None else net.model  # without the normalisation of its own
+        else:
+            net = user_model(address)
+    if mean is not None and std is not None:
+        net = Normalized(net, mean, std)
     return net.cpu().eval()
 
 

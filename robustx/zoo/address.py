@@ -1,7 +1,7 @@
 """Names of models and data outside the zoo: how they are read, and how what they name is fetched.
 
-An address is ``target[@weights][?key=value&...]``. The target is ``package.module:name`` or
-``torchvision:name``; the options go to what it names as keyword arguments.
+An address is ``target[@weights][?key=value&...]``. The target is ``package.module:name``, ``torchvision:name`` or one
+of the schemes' names, such as ``hf:owner/name``; the options go to what it names as keyword arguments.
 """
 
 import ast
@@ -19,7 +19,10 @@ from typing import Any
 
 from torch import nn
 
+from .checkpoints import load_weights
+
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+SCHEMES = ("timm", "hf", "robustbench", "folder")  # before the colon: what follows is no name in Python
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,19 @@ def parse(text: str) -> Address:
     """Take ``module:name[@weights][?key=value&...]`` apart. Raises ValueError for another form.
 
     Values are Python literals (``size=16``, ``flag=True``, ``shape=(3,8,8)``); what is none stays a string.
+
+    >>> parse("timm:resnet18@none?num_classes=7")
+    Address(text='timm:resnet18@none?num_classes=7', module='timm', name='resnet18', weights='none',
+            options={'num_classes': 7})
     """
     head, asked, tail = text.partition("?")
-    target, at, weights = head.partition("@")
-    module, _, name = target.partition(":")
+    module, _, rest = head.partition(":")
+    name, at, weights = (rest, "", "") if module == "folder" else rest.partition("@")  # a path may hold an @
     pairs = [item.partition("=") for item in tail.split("&")] if asked else []
-    if not TARGET.fullmatch(target) or (at and not weights) or not all(k and eq for k, eq, _ in pairs):
-        raise ValueError(f"a name must read 'package.module:name[@weights][?key=value&...]', got {text!r}")
+    named = bool(name) if module in SCHEMES else TARGET.fullmatch(f"{module}:{name}")
+    if not named or (at and not weights) or not all(k and eq for k, eq, _ in pairs):
+        form = f"{module}:name" if module in SCHEMES else "package.module:name"
+        raise ValueError(f"a name must read '{form}[@weights][?key=value&...]', got {text!r}")
     return Address(text, module, name, weights or None, {key: _literal(value) for key, _, value in pairs})
 
 
@@ -137,42 +146,3 @@ def _user_model(address: Address) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise TypeError(f"{address.text!r} must be or return a torch.nn.Module, got {type(net).__name__}")
     return net
-
-
-def load_weights(net: nn.Module, file: str | Path) -> nn.Module:
-    """The same model with the weights of a safetensors file, which is never unpickled.
-
-    Raises FileNotFoundError, and ValueError for another format or for weights that do not fit the model.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
-
-    path = _weight_file(file)
-    try:
-        load_model(net, path)
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error}); save it anew") from None
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the weights in {str(path)!r} do not fit {type(net).__name__}: {reason}") from None
-    return net
-
-
-def read_metadata(file: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file."""
-    from safetensors import safe_open
-
-    with safe_open(_weight_file(file), framework="pt") as opened:
-        return dict(sorted((opened.metadata() or {}).items()))  # stored in any order
-
-
-def _weight_file(file: str | Path) -> Path:
-    path = Path(file).expanduser()
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"weights must be a .safetensors file, got {str(file)!r}: a pickled checkpoint can run code when "
-            "it is loaded; convert one you trust with safetensors.torch.save_model(model, file)"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {str(path)!r}; paths start at {str(Path.cwd())!r}")
-    return path

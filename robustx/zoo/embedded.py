@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .address import load_weights, read_metadata
+from .checkpoints import load_weights, read_metadata
 from .dataset import Column, Data
 from .networks import digits_cnn, table_mlp
 

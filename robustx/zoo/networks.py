@@ -45,6 +45,11 @@ class Normalized(nn.Module):
 
     x is [N, C, ...]; mean and std hold one number per channel, as in torchvision's ``Normalize``. With the
     normalisation inside the model, perturbations are measured in pixels and the bounds are (0, 1).
+
+    >>> float(Normalized(nn.Identity(), [0.5], [0.25])(torch.ones(1, 1, 1, 1)))
+    2.0
+
+    Raises ValueError for another number of means than of deviations or of channels, and for no positive deviation.
     """
 
     mean: Tensor
@@ -52,12 +57,21 @@ class Normalized(nn.Module):
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ValueError(
+                f"mean and std must hold one number per channel, those of std positive, got {mean} and {std}"
+            )
         self.model = model
         # beside the model, not in its state_dict: the weights stay the wrapped model's own
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != len(self.mean):  # one channel would else become as many as there are means
+            raise ValueError(
+                f"the model is normalised for {len(self.mean)} channels, got inputs of shape {tuple(x.shape)}; convert "
+                "them, or give mean and std with one number per channel"
+            )
         shape = (-1, *[1] * (x.dim() - 2))  # one number per channel, whatever follows
         mean, std = self.mean.to(x.dtype).view(shape), self.std.to(x.dtype).view(shape)
         logits: Tensor = self.model((x - mean) / std)

@@ -12,13 +12,14 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
-from .address import Address, call, load_weights, near, parameters
+from .address import Address, call, near, parameters
+from .checkpoints import load_weights, patience, weights_only
 from .networks import Normalized
 
 MAX_PIXELS = 25_000_000  # an image file of a few kilobytes can unfold to gigabytes
 
 
-def torchvision_model(address: Address) -> nn.Module:
+def torchvision_model(address: Address) -> Normalized:
     """The image classifier ``torchvision:name[@weights]`` behind its own normalisation.
 
     The weights are one of torchvision's names (``IMAGENET1K_V1``), ``DEFAULT`` (the same as to name none),
@@ -130,34 +131,19 @@ def _weights(address: Address) -> Any:
 def _build(builder: Any, address: Address, weights: Any) -> nn.Module:
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     try:
-        with _weights_only():
+        with weights_only(), patience():
             net: nn.Module = call(builder, address, weights=weights)
     except UnpicklingError:
         raise ValueError(
             f"the stored file of {weights.url} in {folder!r} holds more than weights and was not loaded; "
             "delete it to fetch it anew"
         ) from None
-    except URLError as error:
+    except (URLError, TimeoutError) as error:
         raise ConnectionError(
-            f"the weights of {address.text!r} could not be fetched ({error.reason}); put {weights.url} into "
-            f"{folder!r}, give a file as '@file.safetensors', or take random weights with '@none'"
+            f"the weights of {address.text!r} could not be fetched ({getattr(error, 'reason', error)}); put "
+            f"{weights.url} into {folder!r}, give a file as '@file.safetensors', or take random weights with '@none'"
         ) from None
     return net
-
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """Force ``weights_only=True`` on every ``torch.load`` within; torchvision does not ask for it."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _prepare(model: Address | None) -> Any:
