@@ -17,7 +17,7 @@ docs := $(VENV)/.stamp-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format docs clean
+.PHONY: help demo test check format docs browser clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -41,6 +41,15 @@ format: $(test)  ## format the code and mend what lint can mend
 docs: $(docs)  ## the documentation, without network; a warning is an error
 	$(py) -m sphinx -W --keep-going -E -q -b html docs docs/_build/html
 	@echo "Documentation: docs/_build/html/index.html"
+
+# The tests that look at reports in a browser skip themselves, and say so, where there is none.
+browser:  ## install Chromium for the tests of reports, where Debian's apt can
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    timeout 300 apt-get update -qq && timeout 600 apt-get install -qq -y --no-install-recommends chromium >/dev/null \
+	    || echo "Chromium could not be installed: the tests of reports in a browser will be skipped"; \
+	else echo "No Chromium, and no way to install it: the tests of reports in a browser will be skipped"; fi
 
 clean:  ## remove the environment and everything made here, but no runs
 	rm -rf $(VENV) build dist *.egg-info docs/_build

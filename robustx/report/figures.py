@@ -5,12 +5,12 @@ Colours are written as placeholders and then replaced by CSS variables, so that 
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluation.statistics import CONFIDENCE, Outcome, curve
+from ..evaluation.statistics import CONFIDENCE, Outcome, curve, steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,48 +49,56 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def security_curves(outcomes: Sequence[Outcome], eps: Sequence[float], axis: str, searched: bool) -> str:
+def security_curves(
+    outcomes: Sequence[Outcome], eps: Sequence[float], axis: str, certified: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
     """Accuracy against budget, all models in one picture, as SVG.
 
-    Marks with intervals stand at the budgets of the run. The line between them follows every smallest distance that was
-    found, if one was ``searched`` for each sample; else it joins the marks.
+    A curve steps down at every smallest distance that was found, inside the band that holds for all of it at once;
+    marks stand at the budgets of the run. Below it, what is ``certified`` (by model, as a run's summary has it): the
+    truth lies between the two.
     """
     import matplotlib
 
+    told = []
     with matplotlib.rc_context(STYLE):
         figure, (ax,) = _figure(4.2, 2.9, 1)
         for k, o in enumerate(outcomes):
-            colour, n = SERIES[k % len(SERIES)], max(len(o), 1)
-            shares = curve(o, eps)
-            x, y = np.array([0.0, *eps]), np.array([100 * s.value for s in shares])
-            around = np.abs(np.array([[100 * s.low, 100 * s.high] for s in shares]).T - y)
-            shift = (k - (len(outcomes) - 1) / 2) * 0.006 * eps[-1]  # marks of two models do not hide each other
-            look = {"color": colour, "linewidth": 1.6, "linestyle": DASHES[k % len(DASHES)]}
-            if searched:
-                known = np.sort(o.fallen[o.correct & (o.fallen <= eps[-1])])
-                left = 100 * (o.correct.sum() - np.arange(len(known) + 1)) / n
-                ax.step([0, *known, eps[-1]], [left[0], *left[1:], left[-1]], where="post", **look)
-            else:
-                ax.plot(x, y, **look)
-            ax.errorbar(
-                x + shift,
-                y,
-                around,
-                fmt=MARKS[k % len(MARKS)],
+            colour, shares, s = SERIES[k % len(SERIES)], curve(o, eps), steps(o)
+            x = np.array([*s.eps, max(eps[-1], s.eps[-1])])
+            y, low, high = (100 * np.array([*v, v[-1]]) for v in (s.value, s.band_low, s.band_high))
+            ax.fill_between(x, low, high, step="post", color=colour, alpha=0.13, linewidth=0)
+            ax.step(x, y, where="post", color=colour, linewidth=1.6, linestyle=DASHES[k % len(DASHES)])
+            ax.plot(
+                [0, *eps],
+                [100 * s.value for s in shares],
+                MARKS[k % len(MARKS)],
                 markersize=4.5,
                 color=colour,
-                elinewidth=1,
-                capsize=2.5,
-                label=o.model,
+                label=f"{o.model}: not fooled" if any(certified.values()) else o.model,
             )
+            told.append(f"{o.model}: {_points([0, *eps], [s.value for s in shares])}")
+            for c in certified.get(o.model, ()):
+                at, value = [p["eps"] for p in c["accuracy"]], [p["value"] for p in c["accuracy"]]
+                ax.plot(
+                    at,
+                    [100 * v for v in value],
+                    MARKS[k % len(MARKS)],
+                    linestyle=(0, (1, 1.6)),
+                    linewidth=1.4,
+                    markersize=4.5,
+                    markerfacecolor="none",
+                    color=colour,
+                    label=f"{o.model}: proved ({c['label']})",
+                )
+                told.append(f"{o.model}, proved by {c['label']}: {_points(at, value)}")
         ax.set(xlabel=axis, ylabel="accuracy, %", ylim=(-2, 102), xlim=(-0.015 * eps[-1], 1.02 * eps[-1]))
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-        told = "; ".join(
-            f"{o.model}: "
-            + ", ".join(f"{100 * s.value:.0f}% at {e:g}" for e, s in zip([0, *eps], curve(o, eps), strict=True))
-            for o in outcomes
-        )
-        return _svg(figure, f"Accuracy against budget, with {CONFIDENCE:.0%} intervals. {told}.", "curve")
+        return _svg(figure, f"Accuracy against budget, with a {CONFIDENCE:.0%} band. {'; '.join(told)}.", "curve")
+
+
+def _points(eps: Sequence[float], values: Sequence[float]) -> str:
+    return ", ".join(f"{100 * v:.0f}% at {e:g}" for e, v in zip(eps, values, strict=True))
 
 
 def distance_histograms(outcomes: Sequence[Outcome], axis: str, cap: float) -> str:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -16,66 +16,130 @@ from ..evaluation.store import write as write_file
 from ..zoo import class_name
 from . import figures, pictures, words
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+Form = Literal["html", "md", "json"]
+
 MOST_CLASSES = 12  # a table of all pairs of classes is shown up to here, and the commonest pairs above
 PAIRS = 10
 TOP = 6  # columns of a table that are shown for their attribution
 
 
-def write(run_folder: str | Path) -> Path:
-    """Writes ``report.html`` into a run folder and returns its path.
+def write(run: Run | str | Path, form: Form = "html", out: str | Path | None = None) -> Path:
+    """Writes the report of a run into a file and returns its path.
 
-    The page is one file without scripts that needs no network. It is made from what the folder holds, so an unfinished
-    run has one too.
+    It is made from what the run's folder holds, so an unfinished run has one too.
+
+    Args:
+        run: the run, or its folder.
+        form: ``"html"``: one page without scripts that needs no network; ``"md"``: the same in short, as Markdown;
+            ``"json"``: the numbers, :meth:`robustx.evaluation.Run.summary`.
+        out: the file; default: ``report.html``, ``report.md`` or ``report.json`` in the run's folder.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
         ValueError: the run is damaged, or no block of it is finished.
     """
-    path = Path(run_folder) / "report.html"
-    write_file(path, render(Run(run_folder)).encode())
+    run = run if isinstance(run, Run) else Run(run)
+    path = run.folder / f"report.{form}" if out is None else Path(out)
+    write_file(path, render(run, form).encode())
     return path
 
 
-def render(run: Run) -> str:
-    """The page, as text. The same run gives the same page, but for the times that it took."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+def render(run: Run, form: Form = "html") -> str:
+    """The report, as text. The same run gives the same text, but for the times that it took."""
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
     summary = run.summary()
     if not summary["samples"]:
         raise ValueError(f"no block of the run in {str(run.folder)!r} is finished yet; let it evaluate first")
+    if form == "json":
+        return json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    told = _told(run, summary)
+    if form == "html":
+        told |= _shown(run, summary)
+    return _templates(form).get_template(f"report.{form}").render(told)
+
+
+def _templates(form: Form) -> "Environment":
+    """Templates in which every value is text: markup in a name is shown, never obeyed."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("robustx.report"),
-        autoescape=True,
+        autoescape=form == "html",
+        finalize=words.markdown if form == "md" else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "number": words.number, "signed": words.signed}
+    environment.filters |= {
+        "percent": words.percent,
+        "number": words.number,
+        "signed": words.signed,
+        "between": words.between,
+        "code": words.code,
+        "fence": words.fence,
+    }
+    return environment
+
+
+def _told(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What every form of the report says."""
+    kind, norm, spec = run.data["kind"], run.spec.norm, run.spec
+    return {
+        "title": f"How robust {'is' if len(spec.names) == 1 else 'are'} {words.listed(spec.names)}?",
+        "run": run,
+        "spec": spec,
+        "summary": summary,
+        "kind": kind,
+        "samples": words.SAMPLES[kind],
+        "quoted": len(spec.eps) // 2,
+        "verdicts": [words.verdict(summary, m, kind) for m in summary["models"]],
+        "compared": words.compared(summary, kind),
+        "judged": [words.judged(m) for m in summary["models"]],
+        "budget": words.budget(spec.eps[len(spec.eps) // 2], norm, kind),
+        "scale": words.scale(norm, kind, run.data["bounds"]),
+        "proved": _proved(summary, spec.eps),
+        "attack_words": {a.label: words.attack_words(a) for a in spec.attacks},
+        "warnings": {m["name"]: _kinds(m["warnings"]) for m in summary["models"]},
+        "specification": words.toml(run.about["spec"]),
+        "command": "robustx evaluate --spec spec.toml --out again",
+    }
+
+
+def _shown(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows beyond words."""
     kind, norm, spec = run.data["kind"], run.spec.norm, run.spec
     axis = f"largest change allowed ({words.axis(norm, kind)})"
     far = f"smallest change that fools the model ({words.axis(norm, kind)})"
-    return environment.get_template("report.html").render(
-        title=f"How robust {'is' if len(spec.names) == 1 else 'are'} {words.listed(spec.names)}?",
-        run=run,
-        spec=spec,
-        summary=summary,
-        kind=kind,
-        element=words.ELEMENTS[kind],
-        samples=words.SAMPLES[kind],
-        verdict=words.verdict(summary, kind),
-        budget=words.budget(spec.eps[len(spec.eps) // 2], norm, kind),
-        scale=words.scale(norm, kind, run.data["bounds"]),
-        curve=figures.security_curves(run.outcomes, spec.eps, axis, run.cap is not None),
-        histograms=figures.distance_histograms(run.outcomes, far, run.cap or spec.eps[-1]),
-        attack_words={a.label: words.attack_words(a) for a in spec.attacks},
-        seconds={m: run.seconds(m) for m in spec.names},
-        warnings={m["name"]: _kinds(m["warnings"]) for m in summary["models"]},
-        reasons=[_reason(o, norm, spec.eps) for o in run.outcomes],
-        per=words.per(norm, kind, _step(norm, spec.eps)),
-        confusions=[_confusions(o, run.data["classes"]) for o in run.outcomes],
-        gallery=_gallery(run),
-        specification=json.dumps(run.about["spec"], indent=2, ensure_ascii=False),
-    )
+    certified = {m["name"]: m.get("certified", ()) for m in summary["models"]}
+    return {
+        "element": words.ELEMENTS[kind],
+        "curve": figures.security_curves(run.outcomes, spec.eps, axis, certified),
+        "histograms": figures.distance_histograms(run.outcomes, far, run.cap or spec.eps[-1]),
+        "seconds": {m: run.seconds(m) for m in spec.names},
+        "reasons": [_reason(o, norm, spec.eps) for o in run.outcomes],
+        "per": words.per(norm, kind, _step(norm, spec.eps)),
+        "confusions": [_confusions(o, run.data["classes"]) for o in run.outcomes],
+        "gallery": _gallery(run),
+    }
+
+
+def _proved(summary: Mapping[str, Any], eps: Sequence[float]) -> list[list[dict[str, Any]]]:
+    """For each model, its lower bounds: the label of each, and what it proves without change and at each budget."""
+    return [
+        [
+            {
+                "label": c["label"],
+                "method": c["method"],
+                "shares": [{p["eps"]: p for p in c["accuracy"]}.get(e) for e in (0.0, *eps)],
+            }
+            for c in m.get("certified", ())
+        ]
+        for m in summary["models"]
+    ]
 
 
 def _kinds(warnings: Sequence[str]) -> list[str]:

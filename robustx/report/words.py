@@ -1,6 +1,7 @@
 """Words: numbers and settings of a run as people say them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,11 @@ def number(value: float | None, digits: int = 3) -> str:
         places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
         text = f"{value:.{places}f}".rstrip("0") if places else f"{value:.0f}"
     return text.replace("-", "−")
+
+
+def between(share: Mapping[str, Any]) -> str:
+    """The interval of a share."""
+    return f"{percent(share['low'])} to {percent(share['high'])}"
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -118,36 +124,60 @@ def listed(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
 
 
-def verdict(summary: Mapping[str, Any], kind: str) -> list[tuple[str, str]]:
-    """What was found for each model, and how two compare: whom a sentence is about, and how it goes on.
+SOUND = {
+    "VALID": "nothing suggests that the attacks were too weak for it",
+    "WEAK": "a stronger attack may well lower its numbers",
+    "INVALID": "its numbers under attack say nothing, and should not be quoted",
+}
+"""What a verdict about the evaluation itself means for a model's numbers."""
+
+
+def verdict(summary: Mapping[str, Any], m: Mapping[str, Any], kind: str) -> str:
+    """What was found for one model of a run's summary: how a sentence that begins with its name goes on.
 
     The accuracy quoted is that at the middle one of the budgets, whatever it shows.
     """
-    norm, several, models = summary["norm"], SAMPLES[kind], summary["models"]
-    quoted = len(models[0]["robust"]) // 2
-    told = []
-    for m in models:
-        clean, robust, d = m["clean"], m["robust"][quoted], m["distances"]
-        text = (
-            f"is right about {percent(clean['value'])} of the {summary['samples']} {several}. An attacker who may "
-            f"{budget(robust['eps'], norm, kind)} leaves {percent(robust['value'])} right (95% interval "
-            f"{percent(robust['low'])} to {percent(robust['high'])})."
-        )
-        half = d["quartiles"][1]
-        if half is not None:
-            text += f" Half of its right answers fall with {size(half, norm, kind)}."
-        elif d["largest_tried"] and d["total"]:
-            text += f" More than half of its right answers withstood all changes up to {number(d['largest_tried'])}."
-        if m["warnings"]:
-            text += " Attacks on it gave warnings, so it may be weaker than it looks."
-        told.append((m["name"], text))
-    if len(models) == 2:
-        told += [
-            _compared(c, several, {m["name"] for m in models if m["warnings"]})
-            for c in summary["comparisons"]
-            if c["eps"] == models[0]["robust"][quoted]["eps"]
-        ]
-    return told
+    norm, several = summary["norm"], SAMPLES[kind]
+    clean, robust, d = m["clean"], m["robust"][len(m["robust"]) // 2], m["distances"]
+    text = (
+        f"is right about {percent(clean['value'])} of the {summary['samples']} {several}. An attacker who may "
+        f"{budget(robust['eps'], norm, kind)} leaves {percent(robust['value'])} right (95% interval "
+        f"{between(robust)})."
+    )
+    proofs = [(p, c) for c in m.get("certified", ()) for p in c["accuracy"] if p["eps"] == robust["eps"]]
+    if proofs:
+        most, by = max(proofs, key=lambda found: found[0]["value"])
+        text += f" {percent(most['value'])} are proved to withstand any such change ({by['label']})."
+    half = d["quartiles"][1]
+    if half is not None:
+        text += f" Half of its right answers fall with {size(half, norm, kind)}."
+    elif d["largest_tried"] and d["total"]:
+        text += f" More than half of its right answers withstood all changes up to {number(d['largest_tried'])}."
+    return text
+
+
+def judged(m: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Whether the evaluation of a model is sound: the verdict, what it means, its reasons; None if it was not checked.
+
+    Warnings of attacks stand in for a verdict where nothing else looked: they make it WEAK.
+    """
+    found: Mapping[str, Any] | None = m.get("soundness")
+    if found is None:
+        if not m["warnings"]:
+            return None
+        found = {"verdict": "WEAK", "flags": []}
+    return {**found, "means": SOUND[found["verdict"]]}
+
+
+def compared(summary: Mapping[str, Any], kind: str) -> tuple[str, str] | None:
+    """How two models compare at the budget that is quoted: whom a sentence is about, and how it goes on."""
+    models = summary["models"]
+    if len(models) != 2:
+        return None
+    robust = models[0]["robust"]
+    at = next(c for c in summary["comparisons"] if c["eps"] == robust[len(robust) // 2]["eps"])
+    doubtful = {m["name"] for m in models if (judged(m) or {"verdict": "VALID"})["verdict"] != "VALID"}
+    return _compared(at, SAMPLES[kind], doubtful)
 
 
 def _compared(c: Mapping[str, Any], several: str, doubtful: set[str]) -> tuple[str, str]:
@@ -164,3 +194,40 @@ def _compared(c: Mapping[str, Any], several: str, doubtful: set[str]) -> tuple[s
         f"{less} on {min(a, b) or 'none'} where {more} does not (exact McNemar test, p "
         f"{'' if p < 1e-4 else '= '}{probability(p)})."
     )
+
+
+class Verbatim(str):
+    """Markdown that is meant as such."""
+
+
+def markdown(value: Any) -> Any:
+    """A value as Markdown shows it: text is escaped, and stays in its line."""
+    if not isinstance(value, str) or isinstance(value, Verbatim):
+        return value
+    text = " ".join(value.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\`*\[\]|#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def code(text: str) -> Verbatim:
+    """Markdown's code, in a line."""
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return Verbatim(f"{ticks}{' ' if len(ticks) > 1 else ''}{text}{' ' if len(ticks) > 1 else ''}{ticks}")
+
+
+def fence(text: str, language: str = "") -> Verbatim:
+    """Markdown's code, as a block."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Verbatim(f"{ticks}{language}\n{text.rstrip()}\n{ticks}")
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Settings as TOML, which has no null: what is None is left out, and so is its default again."""
+    import tomli_w
+
+    return tomli_w.dumps(_set(settings))
+
+
+def _set(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _set(v) for k, v in value.items() if v is not None}
+    return [_set(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,5 +1,6 @@
 """The report: one file that asks nothing of a network, shows what is stored, and trusts no name."""
 
+import json
 import re
 import shutil
 import sqlite3
@@ -8,43 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from report_cases import ATTACKS, EVIL
 
 from robustx import report, zoo
 from robustx.evaluation import AttackSpec, Run, Spec, evaluate
 from robustx.report import pictures, words
 
-ATTACKS = (AttackSpec("fgsm"), AttackSpec("bisection", {"steps": 3, "rounds": 3}))
-EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    models = {n: zoo.model(n) for n in ("digits", "digits-robust")}
-    spec = Spec(models=tuple(models), data="digits", eps=(0.1, 0.2), attacks=ATTACKS, block_size=8, explain=4)
-    return evaluate(models, zoo.data("digits", limit=16), spec, tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    model, data = zoo.load("breast-cancer", limit=16)
-    spec = Spec(models=("m",), data="breast-cancer", eps=(0.05, 0.1), attacks=ATTACKS, explain=3)
-    return evaluate({"m": model}, data, spec, tmp_path_factory.mktemp("table"))
-
-
-@pytest.fixture(scope="module")
-def strange(tmp_path_factory):
-    """Names that are markup, many classes, no shape that anything is known of, rows that give NaN."""
-    x = torch.rand(9, 2, 3)
-    x[3, 0, 0] = 0.95
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 20))
-
-    def model(x):
-        return torch.where(x[:, 0, :1] > 0.9, torch.nan, net(x))
-
-    data = zoo.as_data((x, net(x).argmax(1)), EVIL, classes=[f"{EVIL}&{i}" for i in range(20)])
-    spec = Spec(models=(EVIL,), data=EVIL, norm="L2", eps=(0.5,), attacks=ATTACKS[:1], explain=2)
-    return evaluate({EVIL: model}, data, spec, tmp_path_factory.mktemp("strange"))
 
 
 class Page(HTMLParser):
@@ -77,11 +48,6 @@ class Page(HTMLParser):
     @property
     def words(self):
         return re.sub(r"\s+", " ", self.text)
-
-
-@pytest.fixture(params=["digits", "table", "strange"])
-def run(request):
-    return request.getfixturevalue(request.param)
 
 
 def test_a_page_is_whole_and_needs_nothing(run):
@@ -185,13 +151,14 @@ def test_flagged_rows_are_said(strange):
 def test_an_unfinished_run_says_so(digits, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(digits.folder, folder)
-    with sqlite3.connect(folder / "results.sqlite") as db:
+    (results,) = folder.glob("results-*.sqlite")
+    with sqlite3.connect(results) as db:
         db.execute("DELETE FROM block WHERE block = 1 OR attack = 'explanation'")
     db.close()
     page = Page(report.write(folder).read_text())
     assert "Unfinished. 8 of 16 images went through everything so far" in page.words
     assert not page.all("article")
-    with sqlite3.connect(folder / "results.sqlite") as db:
+    with sqlite3.connect(results) as db:
         db.execute("DELETE FROM block")
     db.close()
     with pytest.raises(ValueError, match="no block of the run in .* is finished yet"):
@@ -207,12 +174,84 @@ def test_warnings_of_attacks_are_said(tmp_path):
     spec = Spec(models=("a", "b"), data="data", eps=(0.3,), attacks=[AttackSpec("fgsm")], explain=1)
     run = evaluate({"a": rounding, "b": torch.nn.Linear(3, 2)}, data, spec, tmp_path)
     words_ = Page(report.write(tmp_path).read_text()).words
-    assert "Attacks on a gave warnings" in words_ and "it may be weaker than it looks" in words_
+    assert "a WEAK" in words_ and "b WEAK" not in words_ and "a stronger attack may well lower its numbers" in words_
     assert words_.count("ZeroGradientWarning") == 1 and len(run.summary()["models"][0]["warnings"]) == 1
+    assert "**WEAK**" in report.render(run, "md")
 
 
-def test_the_same_run_gives_the_same_page(digits):
-    assert report.render(Run(digits.folder)) == report.render(Run(digits.folder))
+@pytest.mark.parametrize("form", ["html", "md", "json"])
+def test_the_same_run_gives_the_same_report(digits, form):
+    assert report.render(Run(digits.folder), form) == report.render(Run(digits.folder), form)
+
+
+@pytest.fixture
+def more(digits, monkeypatch):
+    """The run of the digits, whose summary says more of its first model."""
+
+    def more(**told):
+        summary = digits.summary()
+        summary["models"][0] |= told
+        monkeypatch.setattr(digits, "summary", lambda: summary)
+        return digits
+
+    return more
+
+
+def test_the_verdict_comes_first_with_its_reasons_and_what_to_try(more):
+    flag = {"name": "zero-backward", "severity": "invalid", "reason": "<Gradients> vanish.", "next": "Try Square."}
+    run = more(soundness={"verdict": "INVALID", "flags": [flag]})
+    for words_ in (Page(report.render(run)).words, report.render(run, "md").replace("&lt;", "<").replace("&gt;", ">")):
+        said = [words_.index(s) for s in ("INVALID", "should not be quoted", "<Gradients> vanish.", "Try Square.")]
+        assert said == sorted(said) and said[-1] < words_.index("Accuracy, clean and under attack")
+    assert "digits is the more robust" not in Page(report.render(run)).words
+
+
+def test_what_is_proved_lies_below_what_was_not_fooled(more):
+    shares = [{"eps": e, "value": v, "low": v - 0.1, "high": v + 0.1} for e, v in ((0.0, 0.9), (0.1, 0.456))]
+    run = more(certified=[{"label": "crown", "method": "crown", "accuracy": shares, "median": 0.1}])
+    page = Page(report.render(run))
+    assert "45.6% 35.6% – 55.6%" in page.words and "The truth lies between the two." in page.words
+    (curve,) = [a["aria-label"] for a in page.all("svg") if a["aria-label"].startswith("Accuracy against budget")]
+    assert "digits, proved by crown: 90% at 0, 46% at 0.1" in curve
+    rows = re.findall(r"^\| (\S+).*\| (\S+)[^|]*\| \S+ \([^|]*\) \|$", report.render(run, "md"), re.MULTILINE)
+    assert rows == [("none", "90.0%"), ("0.1", "45.6%"), ("0.2", "–")]
+
+
+def test_markdown_says_the_same(run):
+    text, s = report.render(run, "md"), run.summary()
+    for m in s["models"]:
+        row = next(line for line in text.splitlines() if line.startswith("| none (clean)"))
+        assert f"{words.percent(m['clean']['value'])} ({words.between(m['clean'])})" in row
+    assert s["fingerprint"] in text and run.data["sha256"] in text
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {len(s["models"]) + 2}
+
+
+def test_names_are_text_in_markdown_too(strange):
+    text = re.sub(r"^(`{3,})toml.*?^\1$", "", report.render(strange, "md"), flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in text and "<img" not in text and "&lt;script&gt;" in text
+
+
+def test_the_specification_that_is_shown_is_the_run_s(run):
+    text = report.render(run, "md")
+    toml = re.search(r"^(`{3,})toml\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)[2]
+    assert Spec.parse(toml, "toml") == run.spec
+    assert toml.strip() in Page(report.render(run)).text
+
+
+def test_json_is_the_summary(run, tmp_path):
+    path = report.write(run, "json", tmp_path / "numbers.json")
+    assert path == tmp_path / "numbers.json" and json.loads(path.read_text()) == run.summary()
+
+
+def test_an_unknown_form_says_so(digits):
+    with pytest.raises(ValueError, match="form must be one of html, md, json, got 'pdf'"):
+        report.write(digits.folder, "pdf")
+
+
+def test_markdown_is_escaped():
+    assert words.markdown("a|b *c* _d_ e_f\n<g> `h`") == r"a\|b \*c\* \_d\_ e_f &lt;g&gt; \`h\`"
+    assert words.code("a`b") == "`` a`b ``" and words.code("ab") == "`ab`" and words.markdown(0.5) == 0.5
+    assert words.fence("a\n```\nb\n") == "````\na\n```\nb\n````"
 
 
 def test_no_run_says_so(tmp_path):
