@@ -10,6 +10,7 @@ code  meaning
 2     bad arguments or input; one sentence says what came, what was expected and the way out
 3     something failed that should not have; ``--debug`` shows where
 130   interrupted; what was finished is kept
+143   told to end (SIGTERM); what was finished is kept
 ====  =======================================================================================
 
 A command is a module of this package with the one function ``run(arguments) -> exit code``. It is imported
@@ -18,7 +19,9 @@ when it is asked for, so that ``--help`` loads neither torch nor numpy.
 
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from argparse import Namespace
@@ -29,20 +32,26 @@ from typing import Any
 
 from .parser import parse
 
-DONE, NO, BAD, FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, NO, BAD, FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 USERS = (ValueError, TypeError, OSError, ImportError, MemoryError)
 """Errors that tell the user what to mend (OSError: files, the network)."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interrupt, after which the command says what was kept and how to go on."""
+    """An interrupt, after which the command says what was kept and how to go on, and ends with that code."""
+
+    code = INTERRUPTED
+
+    def __init__(self, told: str = "", code: int = INTERRUPTED) -> None:
+        super().__init__(told)
+        self.code = code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Wrong usage raises SystemExit(2), as argparse does."""
     arguments = parse(argv)
-    with _plain_warnings(f"robustx {arguments.command}"):
+    with _plain_warnings(f"robustx {arguments.command}"), _ended_by_sigterm():
         return _run(arguments)
 
 
@@ -55,7 +64,7 @@ def _run(arguments: Namespace) -> int:
         return code
     except KeyboardInterrupt as stop:
         told = str(stop) or "nothing was finished yet; the same command starts again"
-        return _said(f"{name}: interrupted; {told}", INTERRUPTED)
+        return _said(f"{name}: interrupted; {told}", getattr(stop, "code", INTERRUPTED))
     except BrokenPipeError:  # the reader has seen enough: `robustx ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -79,6 +88,23 @@ def _words(error: Exception) -> str:
 def _said(message: str, code: int) -> int:
     print(message, file=sys.stderr)
     return code
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """A polite request to end, as schedulers send it, interrupts like Ctrl-C; but with the exit code of its own."""
+
+    def end(*_: Any) -> None:
+        raise Interrupted(code=TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -8,31 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch import nn
 
 from .. import evaluation, report, zoo
-from ..evaluation import Run, Spec, standard_attacks
+from ..evaluation import AttackSpec, BoundSpec, DataSpec, ModelSpec, Run, Spec, standard_attacks
+from ..zoo import Data
 from . import DONE, NO, Interrupted
-from .opening import folder, subjects
+from .opening import device, folder, set_threads
 from .parser import MANNER, parse
 from .show import as_json, bars, table
 
 
 def run(asked: Namespace) -> int:
     """Evaluate the models on the data, write the report, and show what it says in short."""
-    given = Spec.read(asked.spec) if asked.spec else None
-    if given is not None:
-        asked.model = asked.model or ([] if asked.name else list(given.names))
-        asked.data = asked.data or (None if asked.name else given.samples.name)
-    found = subjects(asked, asked.model or _models_of(asked.name))
-    data = found[0].data
-    spec = _spec(asked, given, tuple(s.name for s in found), data.name)
+    spec = _spec(asked)
     required = _required(asked, spec)
-    out = folder(asked.out or _folder(asked, spec))
+    models, data = evaluation.opened(spec, device(asked.device))
+    return work(asked, spec, models, data, folder(asked.out or _folder(asked, spec)), required)
+
+
+def work(
+    asked: Namespace,
+    spec: Spec,
+    models: dict[str, nn.Module],
+    data: Data,
+    out: Path,
+    required: tuple[float, float] | None = None,
+) -> int:
+    """Work off a run, or this process's share of it, and tell what came out."""
+    set_threads(asked.threads, list(models.values()))
     try:
-        done = evaluation.evaluate({s.name: s.model for s in found}, data, spec, out, bars(asked))
+        done = evaluation.evaluate(models, data, spec, out, bars(asked), shard=asked.shard)
+        if not done.finished:
+            return _left(asked, done)
         page = report.write(out)
-    except KeyboardInterrupt:
-        raise Interrupted(_kept(out)) from None
+    except KeyboardInterrupt as stop:
+        raise Interrupted(_kept(out), getattr(stop, "code", Interrupted.code)) from None
     summary = done.summary()
     missed = _missed(summary, *required) if required else []
     if asked.json:
@@ -45,6 +56,57 @@ def run(asked: Namespace) -> int:
     return NO if missed else DONE
 
 
+def _spec(asked: Namespace) -> Spec:
+    """The specification: what was asked for, else what its file says, else the default."""
+    if asked.name and asked.name.endswith((".toml", ".json")):
+        return _changed(asked, Spec.read(asked.name))
+    names = asked.model or _models_of(asked.name)
+    if not names:
+        raise ValueError(
+            "no model is named; try robustx evaluate digits, or give yours with --model package.module:callable "
+            "--data package.module:callable, or a specification: robustx evaluate spec.toml"
+        )
+    data = asked.data or _data_of(asked.name) or _data_of(names[0])
+    if data is None:
+        raise ValueError(f"{names[0]!r} brings no data of its own; give some with --data, such as --data digits")
+    return _changed(asked, None, models=tuple(names), data=data)
+
+
+def _changed(asked: Namespace, given: Spec | None, **changes: Any) -> Spec:
+    if given is not None and asked.model:
+        changes["models"] = tuple(asked.model)
+    if asked.weights:
+        models = changes.get("models") or given.subjects  # type: ignore[union-attr]  # one of the two is there
+        if len(models) > 1:
+            raise ValueError(
+                f"--weights belongs to one model, got {len(models)}; name files as package.module:name@FILE"
+            )
+        one = models[0] if isinstance(models[0], ModelSpec) else ModelSpec(models[0])
+        if "@" in (one.source or one.name) or one.weights:
+            raise ValueError(f"the weights of {one.name!r} are named twice, there and as --weights {asked.weights!r}")
+        changes["models"] = (msgspec.structs.replace(one, weights=asked.weights),)
+    samples = DataSpec(changes["data"]) if given is None else given.samples
+    if given is not None and asked.data:
+        samples = DataSpec(asked.data)
+    told = {k: getattr(asked, k) for k in ("split", "root", "bounds") if getattr(asked, k) is not None}
+    changes["data"] = msgspec.structs.replace(samples, **told)
+    options = ("norm", "seed", "explain", "limit", "block_size", "corruptions", "severities")
+    changes |= {k: getattr(asked, k) for k in options if getattr(asked, k) is not None}
+    if asked.eps is not None:
+        changes["eps"] = tuple(asked.eps)
+    elif asked.norm is not None:
+        changes["eps"] = ()  # those of the norm
+    if asked.attacks is not None:
+        changes["attacks"] = tuple(AttackSpec(name) for name in asked.attacks)
+    elif asked.steps is not None:
+        changes["attacks"] = standard_attacks(asked.steps)
+    if asked.certify is not None:
+        changes["bounds"] = tuple(BoundSpec(name) for name in asked.certify)
+    if asked.no_soundness:
+        changes["soundness"] = False
+    return Spec(**changes) if given is None else msgspec.structs.replace(given, **changes)
+
+
 def _models_of(name: str | None) -> list[str]:
     """All embedded models that are made for the data of that name; else the model of that name."""
     if name is None:
@@ -52,17 +114,11 @@ def _models_of(name: str | None) -> list[str]:
     return [model for model, (_, data) in zoo.embedded.MODELS.items() if data == name] or [name]
 
 
-def _spec(asked: Namespace, given: Spec | None, models: tuple[str, ...], data: str) -> Spec:
-    """The specification: what was asked for, else what its file says, else the default."""
-    changes: dict[str, Any] = {"models": models, "data": data}
-    changes |= {k: getattr(asked, k) for k in ("norm", "seed", "explain") if getattr(asked, k) is not None}
-    if asked.eps is not None:
-        changes["eps"] = tuple(asked.eps)
-    elif asked.norm is not None:
-        changes["eps"] = ()  # those of the norm
-    if asked.steps is not None:
-        changes["attacks"] = standard_attacks(asked.steps)
-    return Spec(**changes) if given is None else msgspec.structs.replace(given, **changes)
+def _data_of(name: str | None) -> str | None:
+    """The data that an embedded model brings."""
+    if name is None or ":" in name:
+        return None
+    return zoo.embedded.MODELS[name][1] if name in zoo.embedded.MODELS else name  # the zoo explains unknown names
 
 
 def _required(asked: Namespace, spec: Spec) -> tuple[float, float] | None:
@@ -97,7 +153,8 @@ def _told(done: Run, summary: dict[str, Any]) -> str:
     split = f" {done.data['split']}" if done.data["split"] else ""
     attacks = ", ".join(a.label for a in spec.attacks)
     lines = [
-        f"Accuracy on {summary['samples']} samples of {spec.samples.name}{split}: clean, and under {spec.norm} changes up to",
+        f"Accuracy on {summary['samples']} samples of {spec.samples.name}{split}: clean, and under {spec.norm} changes "
+        "up to",
         "",
         table(rows, heads),
         "",
@@ -123,6 +180,20 @@ def _distance(distances: dict[str, Any]) -> str:
     return "-" if most is None or not distances["total"] else f"above {most:.3g}"
 
 
+def _left(asked: Namespace, done: Run) -> int:
+    """What is said where other processes have not finished their share."""
+    rank, world = asked.shard
+    told = done.progress
+    if asked.json:
+        print(as_json({"folder": str(done.folder), "finished": False, "shard": list(asked.shard), **told}))
+    else:
+        print(
+            f"Share {rank} of {world} is done; of the run, {told['done']} of {told['steps']} steps are. The last share "
+            f"to end completes it, or: robustx resume {done.folder}"
+        )
+    return DONE
+
+
 def _kept(out: Path) -> str:
     """What a run folder holds after an interrupt, and how to go on (a step is one attack on one block of samples)."""
     try:
@@ -132,15 +203,16 @@ def _kept(out: Path) -> str:
         blocks = 0
     if not blocks:
         return f"nothing was finished yet; the same command starts again in {out}"
-    return f"{blocks} finished steps are kept in {out}; the same command goes on from there"
+    return f"{blocks} finished steps are kept in {out}; the same command, or robustx resume {out}, goes on from there"
 
 
 def _folder(asked: Namespace, spec: Spec) -> str:
     """The run folder where none is named: the same for the same question, another for another."""
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in asked.name or asked.model[0])
+    name = Path(asked.name).stem if asked.name else asked.model[0]
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     plain = parse(["evaluate", *([asked.name] if asked.name else [])])
     options = {k: v for k, v in vars(asked).items() if k not in MANNER and v != getattr(plain, k)}
-    if not options:
+    if not options and not (asked.name or "").endswith((".toml", ".json")):
         return str(Path("runs", name))
     told = repr((sorted(options.items()), spec.sha256))
     return str(Path("runs", f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"))

@@ -12,6 +12,7 @@ How little must change before a PyTorch model changes its mind, and why?
 
 commands:
   evaluate        How robust is a model? Accuracy against budget, minimal distances, a report.
+  resume          Goes on with a run that was interrupted.
   attack          Which inputs fool a model? Looks near the given samples and writes what it finds.
   counterfactual  What would have to be different for another answer? The fewest features.
   explain         What does a model's answer rest on? Shares it out over the parts of the input.
@@ -45,7 +46,7 @@ NAME, MODEL and DATA are one of
 """
 
 
-MANNER = ("command", "out", "json", "quiet", "threads", "debug", "require", "spec")
+MANNER = ("command", "out", "json", "quiet", "threads", "debug", "require", "shard")
 """Arguments that do not change what is computed (a specification counts by what it says)."""
 
 
@@ -75,7 +76,7 @@ def build() -> Parser:
         "--version", action="version", version=f"robustx {__version__}", help="show the version and exit"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
-    for add in (_evaluate, _attack, _counterfactual, _explain, _report, _doctor):
+    for add in (_evaluate, _resume, _attack, _counterfactual, _explain, _report, _doctor):
         add(commands)
     return parser
 
@@ -91,11 +92,15 @@ examples:
   robustx evaluate breast-cancer --norm L2 --eps 0.2,0.5,1
   robustx evaluate digits-robust --require 0.5@0.1       for scripts: exit code 1 if it is less robust
   robustx evaluate --model mine:net --data mine:test --weights net.safetensors --eps 2/255,4/255,8/255
+  robustx evaluate digits-robust --attacks autoattack --eps 0.1 --certify crown
+  robustx evaluate spec.toml --shard 0/4 --out runs/mine    one of four processes on one folder
 
-NAME stands for all embedded models that are made for these data. A run is a folder: the report, the numbers, and
-every adversarial example. Interrupted or killed, it keeps each block of samples that was finished, and the same
-command goes on from there. Exit code 1 says that a model is less robust than --require.
+NAME stands for all embedded models that are made for these data; SPEC is a .toml or .json file that says everything,
+and options win over it. A run is a folder: the report, the numbers, and every adversarial example. Interrupted or
+killed, it keeps each block of samples that was finished, and the same command goes on from there. Exit code 1 says
+that a model is less robust than --require.
 """,
+        "[NAME|SPEC]",
     )
     _subject(p, several=True)
     q = p.add_argument_group("question")
@@ -106,12 +111,27 @@ command goes on from there. Exit code 1 says that a model is less robust than --
         metavar="E[,E...]",
         help="budgets of the security curve, in input units (default: what suits the norm and inputs in [0, 1])",
     )
-    q.add_argument("--steps", type=count, metavar="N", help="gradient steps of each attack (default: 20)")
+    q.add_argument("--steps", type=count, metavar="N", help="gradient steps of each attack (default: 10)")
+    q.add_argument(
+        "--attacks",
+        type=words,
+        metavar="A[,A...]",
+        help="the attacks, in this order, such as autoattack or pgd,fmn (default: quick ones, see the docs)",
+    )
+    q.add_argument(
+        "--certify", type=words, metavar="B[,B...]", help="lower bounds too: crown, ibp, smoothing (default: none)"
+    )
+    q.add_argument(
+        "--corruptions",
+        type=words,
+        metavar="C[,C...]",
+        help="common corruptions too, by name, or all (default: none)",
+    )
+    q.add_argument("--severities", type=wholes, metavar="S[,S...]", help="of these, from 1 to 5 (default: all)")
+    q.add_argument("--no-soundness", action="store_true", help="do not check the evaluation itself")
+    q.add_argument("--block-size", type=count, metavar="N", help="samples that are worked on together (default: 64)")
     q.add_argument("--explain", type=whole, metavar="N", help="samples that the report explains (default: 6)")
     q.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
-    q.add_argument(
-        "--spec", metavar="FILE", help="a .toml or .json file that says all this and more; options win over it"
-    )
     q.add_argument(
         "--require",
         type=requirement,
@@ -119,6 +139,28 @@ command goes on from there. Exit code 1 says that a model is less robust than --
         help="least robust accuracy, 0 to 1, at budget E (default: the largest); below it, exit code 1",
     )
     q.add_argument("--out", metavar="DIR", help="the run folder (default: in runs/, one for each question)")
+    _shard(q)
+    _manner(p)
+
+
+def _resume(commands: Any) -> None:
+    p = _command(
+        commands,
+        "resume",
+        "Go on with a run that was interrupted, killed, or shared out; ends in the same bytes as one that was not.",
+        """\
+examples:
+  robustx resume runs/digits
+  robustx resume runs/mine --shard 1/4
+
+Everything is read from the run folder. Another version of torch, or models or data that have changed meanwhile, are
+refused with what differs.
+""",
+        "RUN",
+    )
+    p.add_argument("run", metavar="RUN", help="the run folder that robustx evaluate wrote")
+    p.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    _shard(p)
     _manner(p)
 
 
@@ -361,6 +403,16 @@ def _manner(p: Parser, computes: bool = True) -> None:
     group.add_argument("-h", "--help", action="help", help="show this and exit")
 
 
+def _shard(p: Any) -> None:
+    p.add_argument(
+        "--shard",
+        type=share,
+        default=(0, 1),
+        metavar="I/N",
+        help="do the I-th of N shares of the run, from 0; several processes may work on one folder (default: all)",
+    )
+
+
 def number(text: str) -> float:
     """A number, or a fraction such as 8/255."""
     above, over, below = text.partition("/")
@@ -387,6 +439,24 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Names, separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def wholes(text: str) -> tuple[int, ...]:
+    """Whole numbers, separated by commas."""
+    return tuple(whole(part.strip()) for part in text.split(","))
+
+
+def share(text: str) -> tuple[int, int]:
+    """``i/n``, with i from 0 below n."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 0 below N, such as 0/4, got {text!r}")
+    return int(i), int(n)
 
 
 def requirement(text: str) -> tuple[float, float | None]:

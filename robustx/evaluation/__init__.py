@@ -9,6 +9,7 @@ from .block import Block, Finished, attack_block, clean_block
 from .callbacks import Callback, Step
 from .explanations import explain, instructive
 from .run import Run
+from .sources import opened
 from .spec import BUDGETS, AttackSpec, BoundSpec, DataSpec, ModelSpec, Spec, standard_attacks
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share
 from .store import Row, Store, Work
@@ -42,6 +43,7 @@ __all__ = [
     "explain",
     "instructive",
     "moved",
+    "opened",
     "share",
     "standard_attacks",
 ]

@@ -57,6 +57,13 @@ class Run:
         return self._stored.finished
 
     @property
+    def progress(self) -> dict[str, int]:
+        """How many units of work there are (``steps``), and how many of them are ``done``."""
+        with Store(self.folder) as store:
+            works = [*plan(self.spec, self.data["count"]), *closing(self.spec)]
+            return {"steps": len(works), "done": len(store.done().intersection(works))}
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over all stored rows and tensors: the same for two runs of the same specification."""
         return self._stored.fingerprint

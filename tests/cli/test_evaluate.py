@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from robustx import evaluation
 from robustx.evaluation import Run
@@ -63,7 +64,7 @@ def test_a_specification_from_a_file(run, tmp_path):
         'models = ["mine:net"]\ndata = "mine:images"\nnorm = "L2"\neps = [0.1]\nexplain = 0\n'
         'attacks = [{ name = "pgd", options = { steps = 3 } }]\n'
     )
-    assert run("evaluate", "--spec", "spec.toml", "--eps", 0.2, "--out", "here").code == 0
+    assert run("evaluate", "spec.toml", "--eps", 0.2, "--out", "here").code == 0
     spec = Run("here").spec
     assert (spec.norm, spec.eps, [a.label for a in spec.attacks]) == ("L2", (0.2,), ["pgd"])
 
@@ -96,6 +97,27 @@ def test_report_is_made_again(run, tmp_path):
     page.unlink()
     assert run("report", "here").code == 0
     assert page.read_text() == before
+
+
+def test_two_shards_make_one_run(run):
+    argv = ("evaluate", "digits-robust", "--limit", 24, "--steps", 3, "--eps", "0.1,0.2", "--explain", 2)
+    argv = (*argv, "--block-size", 8)
+    whole = json.loads(run(*argv, "--out", "whole", "--json").out)
+    first = run(*argv, "--out", "both", "--shard", "0/2")
+    assert first.code == 0 and "Share 0 of 2 is done; of the run, 10 of" in first.out and not first.err
+    assert not Run("both").finished and not Path("both/report.html").exists()
+    second = json.loads(run("resume", "both", "--shard", "1/2", "--json").out)
+    assert second["fingerprint"] == whole["fingerprint"] and second["report"]
+    assert Path("both/summary.json").read_bytes() == Path("whole/summary.json").read_bytes()
+    assert json.loads(run("resume", "both", "--json").out)["fingerprint"] == whole["fingerprint"]
+
+
+def test_what_cannot_be_opened_again_says_so(run):
+    x, y = torch.rand(6, 4), torch.arange(6) % 2
+    spec = evaluation.Spec(models=("net",), data="data", eps=0.1, explain=0)
+    evaluation.evaluate({"net": torch.nn.Linear(4, 2)}, (x, y), spec, "here")
+    said = run("resume", "here")
+    assert said.code == 2 and "'here' cannot be opened from their names" in said.err and "out=" in said.err
 
 
 @pytest.mark.slow
