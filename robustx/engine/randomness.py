@@ -58,12 +58,17 @@ class Noise:
         """[N, d], exponential of rate one."""
         return self._rows(lambda g: g.standard_exponential(d), d, like)
 
+    def generators(self) -> list[np.random.Generator]:
+        """A generator for each row, for draws of other kinds or of a number that is not known before."""
+        words = (f"{self.seed}/{self.method}/{self.restart}/{sample}/{self.draw}" for sample in self.samples)
+        keys = [hashlib.sha256(word.encode()).digest() for word in words]
+        self.draw += 1
+        return [np.random.Generator(np.random.Philox(key=np.frombuffer(key[:16], np.uint64))) for key in keys]
+
     def _rows(self, make: Callable[[np.random.Generator], np.ndarray], d: int, like: Tensor) -> Tensor:
         out = np.empty((len(self.samples), d))
-        for row, sample in zip(out, self.samples, strict=True):
-            key = hashlib.sha256(f"{self.seed}/{self.method}/{self.restart}/{sample}/{self.draw}".encode()).digest()
-            row[:] = make(np.random.Generator(np.random.Philox(key=np.frombuffer(key[:16], np.uint64))))
-        self.draw += 1
+        for row, generator in zip(out, self.generators(), strict=True):
+            row[:] = make(generator)
         return torch.from_numpy(out).to(like.dtype).to(like.device)
 
 

@@ -48,6 +48,13 @@ def test_keys_do_not_run_together():
     assert len({float(rows(k, "uniform", 1)) for k in keys}) == 8
 
 
+def test_generators_are_draws_like_any_other():
+    source = noise()
+    expected = rows(noise(), "uniform")
+    assert torch.equal(torch.from_numpy(np.stack([g.random(5) for g in source.generators()])), expected)
+    assert source.draw == 1 and noise(0).generators() == []
+
+
 @every
 def test_each_draw_is_another_one(draw):
     source = noise()
