@@ -34,6 +34,8 @@ MORE = """\
 robustx COMMAND --help explains a command, with examples. Results go to standard output, the rest to standard error.
 """
 
+FORMS = ("html", "md", "json")
+
 DISTANCES = ("l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf")
 
 NAMES = """\
@@ -332,12 +334,18 @@ def _report(commands: Any) -> None:
         """\
 examples:
   robustx report runs/digits
+  robustx report runs/digits --format md --out - | gh pr comment --body-file -
 
-The report is one HTML file that needs no network. Nothing is evaluated, so an unfinished run has one too.
+As html it is one page that needs no network; as md it is the same in short; as json, all the numbers. Nothing is
+evaluated, so an unfinished run has one too.
 """,
         "RUN",
     )
     p.add_argument("run", metavar="RUN", help="the run folder that robustx evaluate wrote")
+    p.add_argument("--format", choices=FORMS, default="html", help=f"{', '.join(FORMS)} (default: html)")
+    p.add_argument(
+        "--out", metavar="FILE", help="where to (default: report.html, .md or .json in RUN); - is standard output"
+    )
     _manner(p, computes=False)
 
 

@@ -1,4 +1,4 @@
-"""``robustx report``: the report of a run, made again."""
+"""``robustx report``: the report of a run, made again, in the form that is asked for."""
 
 from argparse import Namespace
 
@@ -11,11 +11,14 @@ from .show import as_json
 def run(asked: Namespace) -> int:
     """Make the report from what the run folder holds."""
     done = Run(asked.run)
-    page = report.write(done.folder)
+    if asked.out == "-":
+        print(report.render(done, asked.format), end="")
+        return DONE
+    path = report.write(done, asked.format, asked.out)
     if asked.json:
-        print(as_json({"folder": str(done.folder), "report": str(page), "finished": done.finished}))
+        print(as_json({"folder": str(done.folder), "report": str(path), "finished": done.finished}))
         return DONE
     if not done.finished:
         print(f"The run is not finished; the report shows the {len(done.outcomes[0])} samples that are.")
-    print(f"Report: {page}")
+    print(f"Report: {path}")
     return DONE

@@ -105,7 +105,7 @@ def _told(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
         "attack_words": {a.label: words.attack_words(a) for a in spec.attacks},
         "warnings": {m["name"]: _kinds(m["warnings"]) for m in summary["models"]},
         "specification": words.toml(run.about["spec"]),
-        "command": "robustx evaluate --spec spec.toml --out again",
+        "command": "robustx evaluate spec.toml --out again",
     }
 
 

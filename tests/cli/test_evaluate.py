@@ -97,6 +97,10 @@ def test_report_is_made_again(run, tmp_path):
     page.unlink()
     assert run("report", "here").code == 0
     assert page.read_text() == before
+    said = run("report", "here", "--format", "md", "--out", "-")
+    assert said.code == 0 and said.out.startswith("# How robust is breast-cancer?\n")
+    assert run("report", "here", "--format", "json", "--out", "numbers.json").code == 0
+    assert (tmp_path / "numbers.json").read_text() == (tmp_path / "here" / "summary.json").read_text()
 
 
 def test_two_shards_make_one_run(run):
