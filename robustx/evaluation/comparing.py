@@ -250,4 +250,4 @@ def _notes(
         yield f"The runs attack differently ({told}; or options, or seeds): part of what differs may be the attacks'."
     for a, b in combinations(entries, 2):
         if a.run.about["models"][a.outcome.model]["sha256"] == b.run.about["models"][b.outcome.model]["sha256"]:
-            yield f"{a.name} and {b.name} are the same model, so what differs are the attacks."
+            yield f"{a.name} and {b.name} are the same model: whatever differs comes from the attacks."
