@@ -116,27 +116,22 @@ def attack_block(model: Callable[..., Any], block: Block, attack: AttackSpec, sp
     """
     bound = attack.bind(model, bounds=block.bounds, norm=spec.norm, seed=spec.seed)
     done = Finished([], {"adversarial": block.x[:0], "position": fallen[:0].long(), "eps": fallen[:0]})
-    if attack.minimal:
-        cap = float(attack.options.get("eps", spec.cap))
-        trials = [(torch.arange(len(fallen)), fallen.clamp(max=cap))]
-    else:
-        trials = [(torch.arange(len(fallen)), torch.full_like(fallen, e)) for e in attack.eps or spec.eps]
-    fallen = fallen.clone()
-    for everyone, budgets in trials:
-        standing = everyone[fallen > 0] if attack.minimal else everyone[fallen > budgets]
-        if not len(standing):
+    fallen, budgets = fallen.clone(), trials(attack, spec, fallen)
+    for tried in budgets:
+        here = standing(attack, fallen, tried)
+        if not len(here):
             continue
-        x, y, eps = block.x[standing], block.y[standing], budgets[standing]
+        x, y, eps = block.x[here], block.y[here], tried[here]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = bound.run(x, y, eps=eps.to(x.device))
         done.notes.extend(f"{w.category.__name__}: {w.message}" for w in caught)
-        positions = [block.positions[i] for i in standing.tolist()]
+        positions = [block.positions[i] for i in here.tolist()]
         success, rows = _rows(model, result, y, positions, eps.tolist())
         done.rows.extend(rows)
         won = success.nonzero().squeeze(1)
         within = torch.minimum(result.distance.double().cpu(), eps)
-        fallen[standing[won]] = torch.minimum(fallen[standing], within)[won]
+        fallen[here[won]] = torch.minimum(fallen[here], within)[won]
         for name, more in (
             ("adversarial", result.adversarial[won.to(x.device)]),
             ("position", torch.tensor(positions, dtype=torch.long)[won]),
@@ -144,6 +139,18 @@ def attack_block(model: Callable[..., Any], block: Block, attack: AttackSpec, sp
         ):
             done.tensors[name] = torch.cat([done.tensors[name], more])
     return done
+
+
+def trials(attack: AttackSpec, spec: Spec, fallen: Tensor) -> list[Tensor]:
+    """The budgets of each sample, one after the other [B] each: the run's, or the largest that a search tries."""
+    if attack.minimal:
+        return [fallen.clamp(max=float(attack.options.get("eps", spec.cap)))]
+    return [torch.full_like(fallen, e) for e in attack.eps or spec.eps]
+
+
+def standing(attack: AttackSpec, fallen: Tensor, budgets: Tensor) -> Tensor:
+    """The numbers of the samples that an attack sees at these budgets [n], by where each is known to fall [B]."""
+    return (fallen > (0 if attack.minimal else budgets)).nonzero().squeeze(1)
 
 
 def logits_of(model: Callable[..., Any], x: Tensor, y: Tensor, positions: range | list[int]) -> Tensor:

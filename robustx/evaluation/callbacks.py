@@ -36,7 +36,10 @@ class Callback:
     """Is told what happens; override what you need. Whatever it raises ends the run, which can be resumed."""
 
     def started(self, spec: Spec, totals: dict[str, int]) -> None:
-        """Before the first block; ``totals``: how many blocks each part of the run has, all models together."""
+        """Before the first block; ``totals``: how many blocks each part of the run has, all models together.
+
+        Where nothing is left to do there are none, and no steps.
+        """
 
     def step(self, step: Step) -> None:
         """A block is finished, and kept."""
@@ -51,12 +54,15 @@ class Callback:
 class Bars(Callback):
     """One bar per attack on standard error, with the share of samples that each model withstands so far."""
 
+    def __init__(self) -> None:
+        self.bars: dict[str, Any] = {}
+        self.told: dict[str, dict[str, str]] = {}
+
     def started(self, spec: Spec, totals: dict[str, int]) -> None:
         from tqdm.auto import tqdm
 
-        self.told = dict[str, dict[str, str]]()
         wide = max(map(len, totals), default=0)
-        self.bars: dict[str, Any] = {
+        self.bars = {
             label: tqdm(
                 total=total, desc=f"{label:{wide}}", unit="block", file=sys.stderr, position=k, dynamic_ncols=True
             )

@@ -7,6 +7,7 @@ found on it: so units may be done by any number of processes in any order, and t
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,6 +88,7 @@ def evaluate(
     *,
     shard: tuple[int, int] = (0, 1),
     callbacks: Sequence[Callback] = (),
+    writer: str | None = None,
 ) -> Run:
     """Measures how robust models are, and keeps everything in a run folder.
 
@@ -103,6 +105,7 @@ def evaluate(
         show_progress: draw a bar for each attack on standard error.
         shard: this process's number, from 0, and how many there are.
         callbacks: are told what happens, see :class:`robustx.evaluation.Callback`.
+        writer: names this process's file of results; no two at a time may bear the same. Default: after its shard.
 
     Returns:
         The run. Once it is finished its folder holds ``summary.json`` and ``samples.csv``;
@@ -124,19 +127,22 @@ def evaluate(
     if not (0 <= rank < world):
         raise ValueError(f"shard must be a number from 0 and how many there are, such as (0, 2), got {shard}")
     job = Job.of(models, data, spec)
-    writer = "main" if world == 1 else f"{rank}-of-{world}"
+    writer = writer or ("main" if world == 1 else f"{rank}-of-{world}")
     told = [*([Bars()] if show_progress else []), *callbacks]
     with Store.start(out, job.identity, job.samples(), writer) as store:
-        _work_off(store, job, shard, told)
-        store.refresh()
-        if all(w in store.done() for w in plan(job.spec, len(job.data))):
-            for work in closing(job.spec):
-                if work not in store.done():
-                    _keep(store, work, partial(_close, store, job, work))
-    run = Run(out)
-    if run.finished:
-        run.write()
-    tell(told, "ended", run)
+        try:
+            _work_off(store, job, shard, told)
+            store.refresh()
+            if all(w in store.done() for w in plan(job.spec, len(job.data))):
+                for work in closing(job.spec):
+                    if work not in store.done():
+                        _keep(store, work, partial(close, store, job, work))
+            run = Run(out)
+            if run.finished:
+                run.write()
+            tell(told, "ended", run)
+        finally:
+            tell(told, "closed")
     return run
 
 
@@ -144,18 +150,15 @@ def _work_off(store: Store, job: Job, shard: tuple[int, int], callbacks: Sequenc
     """The blocks of one shard that are not finished yet."""
     mine, done = plan(job.spec, len(job.data), shard), store.done()
     if all(work in done for work in mine):
-        return
-    totals = {label: sum(w.attack == label for w in mine) for label in parts(job.spec)}
+        mine = []
+    totals = Counter(w.attack for w in mine)
+    tell(callbacks, "started", job.spec, {label: totals[label] for label in parts(job.spec) if totals[label]})
     so_far = _Tally(store, job)
-    try:
-        tell(callbacks, "started", job.spec, totals)
-        for work in mine:
-            made = partial(fitting, job.block(work), partial(do, store, job, work))
-            seconds = 0.0 if work in done else _keep(store, work, made)
-            if callbacks:
-                tell(callbacks, "step", so_far.step(work, seconds))
-    finally:
-        tell(callbacks, "closed")
+    for work in mine:
+        made = partial(fitting, job.block(work), partial(do, store, job, work))
+        seconds = 0.0 if work in done else _keep(store, work, made)
+        if callbacks:
+            tell(callbacks, "step", so_far.step(work, seconds))
 
 
 def do(store: Store, job: Job, work: Work, block: Block) -> Finished:
@@ -164,10 +167,10 @@ def do(store: Store, job: Job, work: Work, block: Block) -> Finished:
     if work.attack == CLEAN:
         return clean_block(model, block)
     k = parts(spec).index(work.attack) - 1
-    return attack_block(model, block, spec.attacks[k], spec, _fallen(store, job, work.model, block, k))
+    return attack_block(model, block, spec.attacks[k], spec, fallen_before(store, job, work.model, block, k))
 
 
-def _fallen(store: Store, job: Job, model: str, block: Block, k: int) -> Tensor:
+def fallen_before(store: Store, job: Job, model: str, block: Block, k: int) -> Tensor:
     """The smallest budgets at which the samples of a block are known to fall before attack k; 0: leave it alone [B]."""
     known = _known(store, job, model, block.positions, k)
     fallen = torch.from_numpy(known.fallen)
@@ -235,7 +238,7 @@ class _Tally:
         return Step(work, eps, self.count[key], self.right[key] / self.count[key], seconds)
 
 
-def _close(store: Store, job: Job, work: Work) -> Finished:
+def close(store: Store, job: Job, work: Work) -> Finished:
     """What is done once, when all blocks are there."""
     run = Run(store.folder)
     outcome = next(o for o in run.outcomes if o.model == work.model)
