@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -346,7 +347,7 @@ def write(path: Path, content: bytes, new: bool = False) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may write the same file
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")  # others, elsewhere too, may write the same
     try:
         with open(unfinished, "wb") as file:
             file.write(content)
