@@ -1,5 +1,6 @@
 """The perturbation pipeline: norms and regions, features and gates, references and goals."""
 
+from .corruptions import CORRUPTIONS, corrupt
 from .demands import Everywhere, Steady, Within
 from .features import Features, Grid, Partition, Windows, blocks, columns, elements, features_of, from_masks, words
 from .gates import Gates, gated
@@ -27,6 +28,7 @@ from .region import Region
 from .segments import superpixels
 
 __all__ = [
+    "CORRUPTIONS",
     "L0",
     "L1",
     "L2",
@@ -61,6 +63,7 @@ __all__ = [
     "by",
     "colour",
     "columns",
+    "corrupt",
     "elements",
     "features_of",
     "from_masks",
