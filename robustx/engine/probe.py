@@ -75,7 +75,9 @@ class Meter:
         """The scores of each example in the order in which they were asked for [B, T], NaN behind the last."""
         if self.asked is None:
             return None
-        rows, scores = (torch.cat(t) for t in zip(*self.asked, strict=True)) if self.asked else (self.forward[:0],) * 2
+        if not self.asked:
+            return torch.empty(len(self.forward), 0, device=self.forward.device)
+        rows, scores = (torch.cat(t) for t in zip(*self.asked, strict=True))
         counts = rows.bincount(minlength=len(self.forward))
         order = rows.argsort(stable=True)
         rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows[order]]

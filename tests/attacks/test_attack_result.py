@@ -123,6 +123,13 @@ def test_history(batch_size):
     assert attack.run(x, y).history is None
 
 
+def test_a_history_of_examples_that_are_all_fooled_is_empty():
+    net = torch.nn.Linear(3, 2)
+    x = torch.rand(4, 3)
+    result = make("pgd", net, bounds=(0, 1), eps=0.1).run(x, 1 - net(x).argmax(1), history=True)
+    assert result.success.all() and result.history.shape == (4, 0)
+
+
 @pytest.mark.parametrize("name", ["pgd", "square", "deepfool", "fab"])
 def test_a_history_has_every_pass_of_the_search(name):
     net = mlp()
