@@ -20,6 +20,11 @@ def plan(spec: Spec, count: int, shard: tuple[int, int] = (0, 1)) -> list[Work]:
     return [Work(m, label, b) for b in blocks for m in spec.names for label in parts(spec)]
 
 
+def positions(spec: Spec, count: int, block: int) -> range:
+    """Which of so many samples a block consists of."""
+    return range(block * spec.block_size, min((block + 1) * spec.block_size, count))
+
+
 def closing(spec: Spec) -> list[Work]:
     """What is done once, after all blocks."""
     labels = [EXPLANATION] if spec.explain else []

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .block import Block, Finished, attack_block, clean_block
 from .callbacks import Bars, Callback, Step, tell
 from .explanations import centre, explain, instructive
 from .identity import content, identity
-from .plan import closing, parts, plan
+from .plan import closing, parts, plan, positions
 from .run import Run
 from .spec import BOUND, CLEAN, CORRUPTION, Spec
 from .statistics import Outcome
@@ -73,10 +73,14 @@ class Job:
 
     def block(self, work: Work) -> Block:
         """The samples of a unit of work."""
-        size = self.spec.block_size
-        positions = range(work.block * size, min((work.block + 1) * size, len(self.here)))
-        part = self.here[positions.start : positions.stop]
-        return Block(part.x, part.y, positions, part.bounds)
+        where = positions(self.spec, len(self.here), work.block)
+        part = self.here[where.start : where.stop]
+        return Block(part.x, part.y, where, part.bounds)
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """Of all samples."""
+        return self.data.y.tolist()
 
 
 def evaluate(
@@ -133,12 +137,12 @@ def evaluate(
         try:
             _work_off(store, job, shard, told)
             store.refresh()
-            if all(w in store.done() for w in plan(job.spec, len(job.data))):
-                for work in closing(job.spec):
-                    if work not in store.done():
-                        _keep(store, work, partial(close, store, job, work))
+            complete = all(w in store.done() for w in plan(job.spec, len(job.data)))
+            for work in closing(job.spec) if complete else ():
+                if work not in store.done():
+                    _keep(store, work, partial(close, store, job, work))
             run = Run(out)
-            if run.finished:
+            if complete:
                 run.write()
             tell(told, "ended", run)
         finally:
@@ -153,7 +157,7 @@ def _work_off(store: Store, job: Job, shard: tuple[int, int], callbacks: Sequenc
         mine = []
     totals = Counter(w.attack for w in mine)
     tell(callbacks, "started", job.spec, {label: totals[label] for label in parts(job.spec) if totals[label]})
-    so_far = _Tally(store, job)
+    so_far = Tally(store, job.spec, job.labels)
     for work in mine:
         made = partial(fitting, job.block(work), partial(do, store, job, work))
         seconds = 0.0 if work in done else _keep(store, work, made)
@@ -172,17 +176,17 @@ def do(store: Store, job: Job, work: Work, block: Block) -> Finished:
 
 def fallen_before(store: Store, job: Job, model: str, block: Block, k: int) -> Tensor:
     """The smallest budgets at which the samples of a block are known to fall before attack k; 0: leave it alone [B]."""
-    known = _known(store, job, model, block.positions, k)
+    known = _known(store, job.spec, job.labels, model, block.positions, k)
     fallen = torch.from_numpy(known.fallen)
     fallen[torch.from_numpy(known.flagged)] = 0
     return fallen
 
 
-def _known(store: Store, job: Job, model: str, positions: range, k: int) -> Outcome:
-    """What is known of some samples after the clean pass and the first k attacks."""
-    labels = dict(zip(positions, job.data.y[positions.start : positions.stop].tolist(), strict=True))
-    clean = store.rows(model, CLEAN, positions)
-    return Outcome.of(model, labels, clean, [store.rows(model, a.label, positions) for a in job.spec.attacks[:k]])
+def _known(store: Store, spec: Spec, y: Sequence[int], model: str, where: range, k: int) -> Outcome:
+    """What is known of some samples after the clean pass and the first k attacks; y: the labels of all samples."""
+    labels = {p: y[p] for p in where}
+    clean = store.rows(model, CLEAN, where)
+    return Outcome.of(model, labels, clean, [store.rows(model, a.label, where) for a in spec.attacks[:k]])
 
 
 def fitting(block: Block, work: Callable[[Block], Finished]) -> Finished:
@@ -214,27 +218,34 @@ def _keep(store: Store, work: Work, made: Callable[[], Finished]) -> float:
     return seconds
 
 
-class _Tally:
-    """How much of each model is left standing so far, part by part."""
+class Tally:
+    """How much of each model is left standing so far, part by part.
 
-    def __init__(self, store: Store, job: Job) -> None:
-        self.store, self.job = store, job
+    Args:
+        store: that holds what is finished.
+        spec: of the run.
+        y: the labels of all samples.
+    """
+
+    def __init__(self, store: Store, spec: Spec, y: Sequence[int]) -> None:
+        self.store, self.spec, self.y = store, spec, y
         self.count: dict[tuple[str, str], int] = {}
         self.right: dict[tuple[str, str], float] = {}
 
     def step(self, work: Work, seconds: float) -> Step:
-        key, block, eps = (work.model, work.attack), self.job.block(work), self.job.spec.quoted
-        rows = self.store.rows(work.model, work.attack, block.positions)
+        """What a finished unit of work adds."""
+        key, where, eps = (work.model, work.attack), positions(self.spec, len(self.y), work.block), self.spec.quoted
+        rows = self.store.rows(work.model, work.attack, where)
         if work.attack.startswith(BOUND):
-            share = sum(r.distance >= eps for r in rows) / len(block)
+            share = sum(r.distance >= eps for r in rows) / len(where)
         elif work.attack.startswith(CORRUPTION):
             eps, share = 0.0, sum(not (r.success or r.flagged) for r in rows) / max(len(rows), 1)
         else:
-            k = parts(self.job.spec).index(work.attack)
+            k = parts(self.spec).index(work.attack)
             eps = eps if k else 0.0
-            share = float(_known(self.store, self.job, work.model, block.positions, k).robust(eps).mean())
-        self.count[key] = self.count.get(key, 0) + len(block)
-        self.right[key] = self.right.get(key, 0.0) + share * len(block)
+            share = float(_known(self.store, self.spec, self.y, work.model, where, k).robust(eps).mean())
+        self.count[key] = self.count.get(key, 0) + len(where)
+        self.right[key] = self.right.get(key, 0.0) + share * len(where)
         return Step(work, eps, self.count[key], self.right[key] / self.count[key], seconds)
 
 
