@@ -17,6 +17,7 @@ commands:
   counterfactual  What would have to be different for another answer? The fewest features.
   explain         What does a model's answer rest on? Shares it out over the parts of the input.
   report          Makes the report of a run again.
+  compare         Which model of which run is more robust, and how sure is that?
   doctor          Is this installation sound?
 
 start here:
@@ -78,7 +79,7 @@ def build() -> Parser:
         "--version", action="version", version=f"robustx {__version__}", help="show the version and exit"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
-    for add in (_evaluate, _resume, _attack, _counterfactual, _explain, _report, _doctor):
+    for add in (_evaluate, _resume, _attack, _counterfactual, _explain, _report, _compare, _doctor):
         add(commands)
     return parser
 
@@ -346,6 +347,25 @@ evaluated, so an unfinished run has one too.
     p.add_argument(
         "--out", metavar="FILE", help="where to (default: report.html, .md or .json in RUN); - is standard output"
     )
+    _manner(p, computes=False)
+
+
+def _compare(commands: Any) -> None:
+    p = _command(
+        commands,
+        "compare",
+        "Which model of which run is more robust, and how sure is that? On the samples that all runs share.",
+        """\
+examples:
+  robustx compare runs/digits                     the models of one run with one another
+  robustx compare runs/before runs/after --json
+
+Accuracy at each budget is compared by the exact McNemar test, distances by Wilcoxon's signed-rank test; p-values are
+corrected for the number of pairs. Notes say what the runs do not share, such as samples, budgets or attacks.
+""",
+        "RUN [RUN...]",
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="run folders that robustx evaluate wrote")
     _manner(p, computes=False)
 
 

@@ -42,9 +42,9 @@ def robustbench_json(
     """What a model-info file of RobustBench says of a model: clean accuracy, AutoAttack's, and what is known beside.
 
     ``clean_acc`` and ``autoattack_acc`` are percentages as text, as in the published files. Where all attacks of the
-    run together fool more than AutoAttack alone, ``external`` says what is left. ``unreliable`` is set where the check of
-    the evaluation itself found it not valid. A ``footnote`` says in what the run differs from the leaderboard, unless
-    one is given.
+    run together fool more than AutoAttack alone, ``external`` says what is left. ``unreliable`` is set where the check
+    of the evaluation itself found it not valid. A ``footnote`` says in what the run differs from the leaderboard,
+    unless one is given.
 
     Args:
         run: with the attack ``autoattack`` in its standard version, before all others.

@@ -12,7 +12,7 @@ from robustx.cli import explain
 from robustx.cli.parser import DISTANCES, parse
 from robustx.counterfactual import explainer
 
-COMMANDS = ("evaluate", "attack", "counterfactual", "explain", "report", "doctor")
+COMMANDS = ("evaluate", "attack", "counterfactual", "explain", "report", "compare", "doctor")
 HERE = Path(__file__).parents[2]
 
 
