@@ -469,43 +469,6 @@ def test_images_are_cropped_for_the_model():
     assert data.x.shape == (2, 3, 224, 224) and model(data.x[:1]).shape == (1, 1000)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    from PIL import Image
-
-    for label in ("cat", "dog"):
-        (tmp_path / label).mkdir()
-        for i in range(3):
-            Image.new("RGB", (8, 8), (10 * i, 0, 255)).save(tmp_path / label / f"{i}.png")
-    return tmp_path
-
-
-def test_a_folder_of_images(folder):
-    data = zoo.data("torchvision:ImageFolder", root=str(folder))
-    assert data.x.shape == (6, 3, 8, 8) and data.classes == ("cat", "dog")
-    assert_close(data.x[1, :, 0, 0], torch.tensor([10 / 255, 0, 1]))
-    assert zoo.data("torchvision:ImageFolder", root=str(folder), limit=2).y.tolist() == [0, 1]
-    plain = zoo.data([(folder_image(folder), 0)])
-    assert_close(plain.x, data.x[:1])
-
-
-def folder_image(folder):
-    from PIL import Image
-
-    return Image.open(folder / "cat" / "0.png")
-
-
-def test_an_image_bomb_is_refused(folder):
-    from PIL import Image
-
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.new("1", (5200, 5000)).save(folder / "cat" / "0.png")
-    assert (folder / "cat" / "0.png").stat().st_size < 10_000
-    with pytest.raises(ValueError, match="an image is larger than 25,000,000 pixels"):
-        zoo.data("torchvision:ImageFolder", root=str(folder))
-    assert limit == Image.MAX_IMAGE_PIXELS
-
-
 @pytest.mark.parametrize(
     "name, more, error, message",
     [

@@ -16,16 +16,18 @@ Models come on the CPU and in eval mode. Weights are never unpickled: the zoo re
 torchvision's own downloads with ``weights_only``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from . import embedded, vision
-from .address import call, find, near, parameters, parse, user_model, working_directory
+from .address import Address, call, find, is_file, near, parameters, parse, user_model, working_directory
 from .checkpoints import load_weights
 from .dataset import Bound, Column, Data, as_data, class_name
+from .files import file_data
+from .images import Prepare, bounded_images, folder_data
 from .networks import Normalized, digits_cnn, table_mlp
 
 __all__ = [
@@ -42,6 +44,9 @@ __all__ = [
     "names",
     "table_mlp",
 ]
+
+
+MODELS: dict[str, Callable[[Address], nn.Module]] = {"torchvision": vision.torchvision_model}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +103,7 @@ def load(
         if name not in embedded.MODELS:
             raise ValueError(f"{name!r} brings no data of its own; name some: load({name!r}, data='digits')")
         data = embedded.MODELS[name][1]
-    like = name if name.startswith("torchvision:") else None
-    samples = _data(data, split=split, root=root, limit=limit, bounds=bounds, like=like)
+    samples = _samples(data, split=split, root=root, limit=limit, bounds=bounds, like=net)
     return Entry(name, net, samples, embedded.metadata(name) if name in embedded.MODELS else {})
 
 
@@ -127,6 +131,7 @@ def model(
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std come together, got mean={mean} and std={std}; give both or neither")
+    prepare: Prepare | None = None
     if ":" not in name:
         if name not in embedded.MODELS:
             raise _unknown("model", name, embedded.MODELS)
@@ -137,13 +142,13 @@ def model(
         if weights and address.weights:
             raise ValueError(f"the weights of {name!r} are named twice, there and as weights={weights!r}; drop one")
         address = replace(address, weights=weights or address.weights)
-        if address.module == "torchvision":
-            net = vision.torchvision_model(address)
-            net = net if mean is None else net.model  # without the normalisation of its own
-        else:
-            net = user_model(address)
+        open_model = MODELS.get(address.module)
+        net = open_model(address) if open_model else user_model(address)
+        if isinstance(net, Normalized) and open_model and mean is not None:
+            prepare = net.prepare
+            net = net.model  # its own normalisation gives way
     if mean is not None and std is not None:
-        net = Normalized(net, mean, std)
+        net = Normalized(net, mean, std, prepare)
     return net.cpu().eval()
 
 
@@ -154,30 +159,23 @@ def data(
     root: str | None = None,
     limit: int | None = None,
     bounds: tuple[Bound, Bound] | None = None,
+    like: nn.Module | None = None,
 ) -> Data:
     """Labelled samples by name, or from what `as_data` takes (tensors, a Dataset, a DataLoader).
 
     `split` is "train" or "test" (the default) for the embedded data; elsewhere it goes to a data set or
-    callable that takes `split` or `train`, under that source's own names. `root` is the folder of a
-    torchvision data set. At most `limit` samples are read; `bounds` are the least and greatest input, (0, 1)
-    unless given.
+    callable that takes `split` or `train`, under that source's own names, and of a folder it is a folder within.
+    `root` is the folder of a torchvision data set. At most `limit` samples are read; `bounds` are the least and
+    greatest input, (0, 1) unless given. Pictures are resized and cropped for the model `like`, if it is one of the
+    zoo's that tells how it wants them.
+
+    >>> data("digits", split="train", limit=100)
+    Data('digits', split='train', 100 of 1x8x8, 10 classes)
 
     Raises ValueError for unknown names and splits and for data that do not fit together, FileNotFoundError
-    for a data set that is not under its root, TypeError for what is no data.
+    for data that are not where they are said to be, TypeError for what is no data, ConnectionError where they cannot
+    be fetched.
     """
-    return _data(source, split=split, root=root, limit=limit, bounds=bounds, like=None)
-
-
-def _data(
-    source: Any,
-    *,
-    split: str | None,
-    root: str | None,
-    limit: int | None,
-    bounds: tuple[Bound, Bound] | None,
-    like: str | None,
-) -> Data:
-    """`data`, with images resized and cropped for the torchvision model `like`."""
     named = isinstance(source, str)
     if root is not None and not (named and source.startswith("torchvision:")):
         raise ValueError(f"root is the folder of a torchvision data set, got root={root!r} for another; leave it out")
@@ -185,14 +183,20 @@ def _data(
         raise ValueError(f"split chooses among named data, got split={split!r} with the data themselves; leave it out")
     if not named:
         return as_data(source, limit=limit, bounds=bounds)
+    if is_file(source):
+        if split is not None:
+            raise ValueError(f"{source!r} knows no splits, got split={split!r}; leave it out")
+        return file_data(parse(source), limit=limit, bounds=bounds)
     if ":" not in source:
         if source not in embedded.DATA:
             raise _unknown("data", source, embedded.DATA)
         return as_data(embedded.DATA[source](split or "test"), limit=limit, bounds=bounds)
-    address = parse(source)
-    with working_directory(), vision.bounded_images():
+    address, prepare = parse(source), like.prepare if isinstance(like, Normalized) else None
+    with working_directory(), bounded_images():
         if address.module == "torchvision":
-            found = vision.torchvision_data(address, split, root, parse(like) if like else None)
+            found = vision.torchvision_data(address, split, root, prepare)
+        elif address.module == "folder":
+            found = folder_data(address, split, prepare)
         else:
             found = find(address)
             if callable(found) and not isinstance(found, nn.Module):
@@ -200,6 +204,9 @@ def _data(
             elif address.options or split:
                 raise ValueError(f"{source!r} is data already and takes neither options nor a split")
         return as_data(found, source, limit=limit, bounds=bounds, split=split or "")
+
+
+_samples = data  # where an argument is called data
 
 
 def _unknown(what: str, name: str, known: Mapping[str, Any]) -> ValueError:

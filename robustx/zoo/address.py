@@ -22,7 +22,7 @@ from torch import nn
 from .checkpoints import load_weights
 
 TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-SCHEMES = ("timm", "hf", "robustbench", "folder")  # before the colon: what follows is no name in Python
+SCHEMES = ("timm", "hf", "robustbench", "folder", "file")  # before the colon: what follows is no name in Python
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,22 @@ def parse(text: str) -> Address:
             options={'num_classes': 7})
     """
     head, asked, tail = text.partition("?")
+    if is_file(text):
+        head = f"file:{head}"
     module, _, rest = head.partition(":")
-    name, at, weights = (rest, "", "") if module == "folder" else rest.partition("@")  # a path may hold an @
+    name, at, weights = (rest, "", "") if module in ("file", "folder") else rest.partition("@")  # a path may hold an @
     pairs = [item.partition("=") for item in tail.split("&")] if asked else []
     named = bool(name) if module in SCHEMES else TARGET.fullmatch(f"{module}:{name}")
     if not named or (at and not weights) or not all(k and eq for k, eq, _ in pairs):
         form = f"{module}:name" if module in SCHEMES else "package.module:name"
         raise ValueError(f"a name must read '{form}[@weights][?key=value&...]', got {text!r}")
     return Address(text, module, name, weights or None, {key: _literal(value) for key, _, value in pairs})
+
+
+def is_file(text: str) -> bool:
+    """Whether a name is the path of a file of samples, with or without options."""
+    head = text.partition("?")[0]
+    return ":" not in head and head.endswith((".npz", ".safetensors", ".csv"))
 
 
 def _literal(value: str) -> Any:

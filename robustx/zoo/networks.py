@@ -1,10 +1,12 @@
-"""The architectures of the embedded models, and the normalisation that torchvision's models expect."""
+"""The architectures of the embedded models, and what goes around the models of others."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .images import Prepare
 
 
 def digits_cnn() -> nn.Sequential:
@@ -44,7 +46,8 @@ class Normalized(nn.Module):
     """A model of normalised inputs as a model of inputs in [0, 1]: ``model((x - mean) / std)``.
 
     x is [N, C, ...]; mean and std hold one number per channel, as in torchvision's ``Normalize``. With the
-    normalisation inside the model, perturbations are measured in pixels and the bounds are (0, 1).
+    normalisation inside the model, perturbations are measured in pixels and the bounds are (0, 1). `prepare` is how
+    the model wants its pictures, where it is known.
 
     >>> float(Normalized(nn.Identity(), [0.5], [0.25])(torch.ones(1, 1, 1, 1)))
     2.0
@@ -55,13 +58,16 @@ class Normalized(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], prepare: Prepare | None = None
+    ) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
             raise ValueError(
                 f"mean and std must hold one number per channel, those of std positive, got {mean} and {std}"
             )
         self.model = model
+        self.prepare = prepare
         # beside the model, not in its state_dict: the weights stay the wrapped model's own
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -75,4 +81,16 @@ class Normalized(nn.Module):
         shape = (-1, *[1] * (x.dim() - 2))  # one number per channel, whatever follows
         mean, std = self.mean.to(x.dtype).view(shape), self.std.to(x.dtype).view(shape)
         logits: Tensor = self.model((x - mean) / std)
+        return logits
+
+
+class Logits(nn.Module):
+    """A Hugging Face classifier as a model that returns its logits [N, K] alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values=x).logits
         return logits

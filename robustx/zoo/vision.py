@@ -1,10 +1,7 @@
 """torchvision's models and data sets by their own names, with inputs in [0, 1]."""
 
-import contextlib
 import importlib
 import os
-import warnings
-from collections.abc import Iterator
 from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
@@ -14,9 +11,8 @@ from torch import nn
 
 from .address import Address, call, near, parameters
 from .checkpoints import load_weights, patience, weights_only
+from .images import Prepare
 from .networks import Normalized
-
-MAX_PIXELS = 25_000_000  # an image file of a few kilobytes can unfold to gigabytes
 
 
 def torchvision_model(address: Address) -> Normalized:
@@ -36,24 +32,26 @@ def torchvision_model(address: Address) -> Normalized:
         )
     weights = _weights(address)
     net = _build(models.get_model_builder(address.name), address, weights)
-    preset = (weights or models.get_model_weights(address.name).DEFAULT).transforms()
+    entry = weights or models.get_model_weights(address.name).DEFAULT
+    preset = entry.transforms()
     if weights is None and address.weights and address.weights.lower() != "none":
         load_weights(net, address.weights)
-    return Normalized(net, preset.mean, preset.std)
+    pixels = entry.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # the model normalises
+    return Normalized(net, preset.mean, preset.std, Prepare(pixels))
 
 
-def torchvision_data(address: Address, split: str | None, root: str | None, model: Address | None) -> Any:
+def torchvision_data(address: Address, split: str | None, root: str | None, prepare: Prepare | None) -> Any:
     """The data set ``torchvision:Name?options``, giving tensors in [0, 1] and labels.
 
     `root` is its folder. `split` ("test" unless given) goes to whichever of ``split`` and ``train`` the data
-    set takes. For a model, images are made RGB, resized and cropped as its weights were trained.
+    set takes. `prepare` makes pictures as a model wants them.
     """
     datasets = _torchvision("datasets")
     if address.name not in datasets.__all__:
         raise ValueError(f"torchvision has no data set {address.name!r}{near(address.name, datasets.__all__)}")
     maker = getattr(datasets, address.name)
     takes = parameters(maker)
-    extra: dict[str, Any] = {"transform": _prepare(model)}
+    extra: dict[str, Any] = {"transform": prepare or _torchvision("transforms.functional").to_tensor}
     if "root" in takes and "root" not in address.options:
         if root is None:
             raise ValueError(f"{address.text!r} lies in a folder; give it as root=...")
@@ -78,22 +76,6 @@ def split_options(takes: frozenset[str], address: Address, split: str | None) ->
     if "split" in takes:
         return {"split": split}
     raise ValueError(f"{address.text!r} knows no splits, got split={split!r}; leave it out")
-
-
-@contextlib.contextmanager
-def bounded_images() -> Iterator[None]:
-    """Refuse image files above `MAX_PIXELS` pixels, with ValueError."""
-    from PIL import Image
-
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"an image is larger than {MAX_PIXELS:,} pixels ({error}); shrink or remove it") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def _torchvision(part: str) -> Any:
@@ -144,12 +126,3 @@ def _build(builder: Any, address: Address, weights: Any) -> nn.Module:
             f"{weights.url} into {folder!r}, give a file as '@file.safetensors', or take random weights with '@none'"
         ) from None
     return net
-
-
-def _prepare(model: Address | None) -> Any:
-    """From PIL image to tensor [C, H, W] in [0, 1]; for a model resized and cropped as it was trained."""
-    if model is None:
-        return _torchvision("transforms.functional").to_tensor
-    weights = _weights(model) or _torchvision("models").get_model_weights(model.name).DEFAULT
-    preset = weights.transforms(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # the model normalises
-    return lambda image: preset(image.convert("RGB"))

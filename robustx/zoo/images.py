@@ -1,0 +1,182 @@
+"""Pictures out of files, as tensors in [0, 1] of the size that a model wants."""
+
+import contextlib
+import csv
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .address import Address
+
+MAX_PIXELS = 25_000_000  # an image file of a few kilobytes can unfold to gigabytes
+OPTIONS = ("size", "mode", "labels")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """How a model wants its pictures: made of one colour `mode`, then what `steps` do, to a tensor in [0, 1]."""
+
+    steps: Callable[[Any], Any]
+    mode: str = "RGB"
+
+    def __call__(self, image: Any) -> Tensor:
+        """A PIL image as a tensor [C, H, W]; what interpolation overshoots is cut off."""
+        made = self.steps(image.convert(self.mode))
+        if isinstance(made, Tensor):
+            return made.clamp(0, 1)
+        pixels = torch.as_tensor(np.array(made)).float() / 255  # [H, W] or [H, W, C]
+        return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Resize a PIL image so that it covers height and width, and keep the middle."""
+
+    height: int
+    width: int
+
+    def __call__(self, image: Any) -> Any:
+        from PIL import Image, ImageOps
+
+        return ImageOps.fit(image, (self.width, self.height), Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files with a label each, opened one by one."""
+
+    files: Sequence[tuple[Path, int]]
+    classes: Sequence[str]
+    prepare: Callable[[Any], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        file, label = self.files[i]
+        return self.prepare(open_image(file)), label
+
+
+def folder_data(address: Address, split: str | None, prepare: Prepare | None) -> Pictures:
+    """The pictures ``folder:PATH``: one folder per class, or one flat folder with a CSV file of labels.
+
+    A `split` is a folder within PATH. Classes are in alphabetical order, as torchvision's ``ImageFolder`` has them.
+    The CSV file has a header; its first column names the file, its second the class. It is the one CSV file of the
+    folder, or the option `labels`. Pictures are resized and cropped as the model wants, or else to the option `size`,
+    a number or (height, width). The option `mode` is PIL's: ``RGB`` unless given, ``L`` for grey.
+
+    Raises FileNotFoundError, and ValueError for options that do not fit and for a folder without labels.
+    """
+    unknown = [o for o in address.options if o not in OPTIONS]
+    if unknown:
+        raise ValueError(f"{address.text!r} has the option {unknown[0]!r}; a folder takes {', '.join(OPTIONS)}")
+    base = Path(address.name).expanduser()
+    root = base / split if split else base
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(root)!r}; paths start at {str(Path.cwd())!r}")
+    tables = sorted(root.glob("*.csv"))
+    if "labels" in address.options:
+        files, classes = _labelled(root, root / str(address.options["labels"]))
+    elif len(tables) == 1 and not any(f.is_dir() for f in root.iterdir()):
+        files, classes = _labelled(root, tables[0])
+    else:
+        files, classes = _by_class(root)
+    return Pictures(files, classes, _prepare(address, prepare))
+
+
+def open_image(file: str | Path) -> Any:
+    """The PIL image in a file, decoded. Raises ValueError where the file is torn or no image."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.copy()
+    except FileNotFoundError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} is no whole image ({error}); mend or remove it") from None
+
+
+def labels_of(words: Sequence[str], name: str) -> tuple[list[int], list[str]]:
+    """Classes as numbers, and their names: whole numbers stay, other words are counted in alphabetical order.
+
+    >>> labels_of(["dog", "cat", "dog"], "pets")
+    ([1, 0, 1], ['cat', 'dog'])
+    >>> labels_of(["2", "0"], "digits")
+    ([2, 0], ['0', '1', '2'])
+    """
+    if not words:
+        raise ValueError(f"{name!r} holds no samples")
+    if all(w.isdecimal() for w in words):
+        numbers = [int(w) for w in words]
+        return numbers, [str(k) for k in range(max(numbers) + 1)]
+    classes = sorted(set(words))
+    return [classes.index(w) for w in words], classes
+
+
+@contextlib.contextmanager
+def bounded_images() -> Iterator[None]:
+    """Refuse image files above `MAX_PIXELS` pixels, with ValueError."""
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"an image is larger than {MAX_PIXELS:,} pixels ({error}); shrink or remove it") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _prepare(address: Address, prepare: Prepare | None) -> Prepare:
+    mode = address.options.get("mode")
+    if mode not in (None, "RGB", "L"):
+        raise ValueError(f"mode of {address.text!r} must be RGB or L, got {mode!r}")
+    if "size" not in address.options:
+        return Prepare(prepare.steps, mode or prepare.mode) if prepare else Prepare(_same, mode or "RGB")
+    size = address.options["size"]
+    pair = size if isinstance(size, tuple) else (size, size)
+    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+        raise ValueError(f"size of {address.text!r} must be a number of pixels or (height, width), got {size!r}")
+    return Prepare(Fit(*pair), mode or "RGB")
+
+
+def _same(image: Any) -> Any:
+    return image
+
+
+def _by_class(root: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(root, allow_empty=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{str(root)!r} must hold one folder per class, or pictures with a CSV file of their labels named as "
+            "'?labels=file.csv'"
+        ) from None
+    return [(Path(file), label) for file, label in found.samples], found.classes
+
+
+def _labelled(root: Path, table: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    if not table.is_file():
+        raise FileNotFoundError(f"there is no file of labels {str(table)!r}")
+    with table.open(newline="", encoding="utf-8-sig") as text:
+        rows = [row for row in csv.reader(text) if row][1:]
+    if any(len(row) < 2 for row in rows):
+        raise ValueError(f"{str(table)!r} must name a file and its class in every row")
+    files = [root / row[0].strip() for row in rows]
+    outside = [f for f in files if not f.resolve().is_relative_to(root.resolve())]
+    if outside:
+        raise ValueError(f"{str(table)!r} names {str(outside[0])!r}, which is not in the folder {str(root)!r}")
+    numbers, classes = labels_of([row[1].strip() for row in rows], str(table))
+    return list(zip(files, numbers, strict=True)), classes
