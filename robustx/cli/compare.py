@@ -27,10 +27,11 @@ def words(found: Comparisons) -> str:
                     *map(_percent, s.accuracy),
                     _size(s.distances.quartiles[1]),
                     _between(s.distances.median_interval),
+                    "" if s.optimality is None else s.optimality,
                 ]
                 for s in found.standings
             ],
-            ["model", *budgets, "median distance", "95% interval"],
+            ["model", *budgets, "median distance", "95% interval", "attacks' optimality"],
         ),
         "Accuracy of the first minus that of the second (p: exact McNemar test, corrected for the number of pairs)",
         table(

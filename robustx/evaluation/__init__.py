@@ -7,6 +7,7 @@ examples, block by block), and at the end ``summary.json``, ``samples.csv`` and 
 
 from .block import Block, Finished, attack_block, clean_block
 from .callbacks import Callback, Step
+from .comparing import Comparisons, compare_runs
 from .explanations import explain, instructive
 from .run import Run
 from .sources import opened
@@ -22,6 +23,7 @@ __all__ = [
     "BoundSpec",
     "Callback",
     "Comparison",
+    "Comparisons",
     "DataSpec",
     "Distances",
     "Finished",
@@ -37,6 +39,7 @@ __all__ = [
     "attack_block",
     "clean_block",
     "compare",
+    "compare_runs",
     "curve",
     "distances",
     "evaluate",

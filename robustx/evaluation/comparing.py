@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .optimality import local_optimality
 from .run import Run
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, holm, median_interval, plain
 
@@ -22,6 +23,8 @@ class Standing:
         model: the model's name in it.
         accuracy: without any change, then at each budget.
         distances: smallest known distances of the samples that it is right about; upper bounds.
+        optimality: how near the attacks of this run come to the best of all runs that attack this very model, see
+            :func:`robustx.evaluation.optimality.local_optimality`; None where no other run does.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Standing:
     model: str
     accuracy: list[Share]
     distances: Distances
+    optimality: float | None
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparisons:
         runs[0].spec.norm,
         len(shared),
         eps,
-        [_Entry.standing(entry, eps) for entry in entries],
+        [entry.standing(eps, [e for e in entries if e.weights == entry.weights]) for entry in entries],
         [pair for e in (0.0, *eps) for pair in _pairs(entries, e)],
         _gaps(entries),
         list(_notes(runs, tables, entries, len(shared), eps)),
@@ -165,9 +169,17 @@ class _Entry:
     run: Run
     outcome: Outcome
 
-    def standing(self, eps: Sequence[float]) -> Standing:
+    @property
+    def weights(self) -> str:
+        """The digest of the model."""
+        return str(self.run.about["models"][self.outcome.model]["sha256"])
+
+    def standing(self, eps: Sequence[float], same: Sequence["_Entry"]) -> Standing:
+        """Where it stands; ``same`` are the entries of this model, itself too."""
         o = self.outcome
-        return Standing(self.name, str(self.run.folder), o.model, curve(o, eps), distances(o))
+        best = np.min([entry.outcome.fallen[o.correct] for entry in same], axis=0)
+        optimality = local_optimality(o.fallen[o.correct], best) if len(same) > 1 else None
+        return Standing(self.name, str(self.run.folder), o.model, curve(o, eps), distances(o), optimality)
 
 
 def _alike(what: str, runs: Sequence[Run], values: Sequence[Any]) -> None:
@@ -249,5 +261,5 @@ def _notes(
         told = "; ".join(f"{', '.join(a.label for a in run.spec.attacks)} in {str(run.folder)!r}" for run in runs)
         yield f"The runs attack differently ({told}; or options, or seeds): part of what differs may be the attacks'."
     for a, b in combinations(entries, 2):
-        if a.run.about["models"][a.outcome.model]["sha256"] == b.run.about["models"][b.outcome.model]["sha256"]:
+        if a.weights == b.weights:
             yield f"{a.name} and {b.name} are the same model: whatever differs comes from the attacks."

@@ -104,6 +104,13 @@ def test_the_same_model_under_other_attacks_is_told(both, digits, tmp_path):
         least = min(here, key=lambda p: p.result.p_value)
         assert least.adjusted == min(1, 3 * least.result.p_value)
     told = " ".join(got.notes)
+    assert [s.optimality is None for s in got.standings] == [False, True, False]
+    fallen, weaker = both.outcomes[0].fallen, weak.outcomes[0].fallen
+    best = np.minimum(fallen, weaker)  # none of the digits is mistaken without an attack
+    end = best[np.isfinite(best)].max()
+    for s, d in zip(got.standings[::2], (fallen, weaker), strict=True):
+        assert s.optimality == pytest.approx(np.maximum(end - d, 0).sum() / np.maximum(end - best, 0).sum())
+    assert got.standings[2].optimality < got.standings[0].optimality
     assert "fgsm, bisection in" in told and "digits (both) and digits (weak) are the same model" in told
     assert "did not search for minimal distances" in told
 
