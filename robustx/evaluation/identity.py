@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -92,14 +92,37 @@ def content(t: Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
-def differences(before: Any, now: Any, at: str = "") -> list[str]:
+def differences(before: Any, now: Any) -> list[str]:
     """Where two identities differ: ``data.count: 300 before, 200 now``."""
+    return [f"{at}: {short(a)} before, {short(b)} now" for at, a, b in differing(before, now)]
+
+
+def differing(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two pieces of JSON differ, place by place: the place, and what stands there in either; None: nothing.
+
+    Lists of equal length are looked into where they hold more than numbers and words.
+
+    >>> list(differing({"a": {"b": 1}, "c": [1]}, {"a": {"b": 2}, "c": [1]}))
+    [('a.b', 1, 2)]
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         keys: Iterable[str] = [*before, *(k for k in now if k not in before)]
-        return [d for k in keys for d in differences(before.get(k), now.get(k), f"{at}.{k}" if at else k)]
-    return [] if before == now else [f"{at}: {_short(before)} before, {_short(now)} now"]
+        pairs = [(k, before.get(k), now.get(k)) for k in keys]
+    elif _deep(before) and _deep(now) and len(before) == len(now):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(before, now, strict=True))]
+    else:
+        if before != now:
+            yield at, before, now
+        return
+    for key, a, b in pairs:
+        yield from differing(a, b, f"{at}.{key}" if at else key)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in at most 60 characters."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _deep(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(v, dict | list) for v in value)

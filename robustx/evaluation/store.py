@@ -204,12 +204,27 @@ class Store:
         """
         from safetensors.torch import save
 
+        content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+        self._keep(work, rows, content, json.dumps(notes, ensure_ascii=False, allow_nan=False), seconds, micro_batch)
+
+    def adopt(self, other: "Store", work: Work) -> None:
+        """Keeps a block as it stands, to the byte, in another folder of the same run.
+
+        Raises:
+            FileNotFoundError, ValueError: it is not whole there.
+            OSError: it cannot be written.
+        """
+        rows = other.rows(work.model, work.attack, range(work.block * self._block, (work.block + 1) * self._block))
+        about = (other.told(work, column) for column in ("notes", "seconds", "micro_batch"))
+        self._keep(work, rows, other._content(work), *about)
+
+    def _keep(
+        self, work: Work, rows: Iterable[Row], content: bytes, notes: str, seconds: float, micro_batch: int | None
+    ) -> None:
         assert self._name is not None, "opened for reading"
         file = self._file(work)
-        content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
         write(self.folder / file, content)
-        told = json.dumps(notes, ensure_ascii=False, allow_nan=False)
-        about = (file, len(content), hashlib.sha256(content).hexdigest(), told, seconds, micro_batch)
+        about = (file, len(content), hashlib.sha256(content).hexdigest(), notes, seconds, micro_batch)
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*work, *about))
             db.executemany(
@@ -239,9 +254,12 @@ class Store:
 
     def blocks(self, model: str, attack: str, column: str) -> list[Any]:
         """A column of the table ``block``, in the order of the blocks."""
+        return [self.told(w, column) for w in sorted(self._owner) if (w.model, w.attack) == (model, attack)]
+
+    def told(self, work: Work, column: str) -> Any:
+        """What a column of the table ``block`` says of a finished one."""
         query = f"SELECT {column} FROM block WHERE model = ? AND attack = ? AND block = ?"
-        works = sorted(w for w in self._owner if (w.model, w.attack) == (model, attack))
-        return [self._files[self._owner[w]].execute(query, w).fetchone()[0] for w in works]
+        return self._files[self._owner[work]].execute(query, work).fetchone()[0]
 
     def notes(self, model: str, attack: str) -> list[Any]:
         """What was noted of each finished block, in order."""
@@ -250,6 +268,11 @@ class Store:
     def seconds(self, model: str, attack: str) -> float:
         """How long the finished blocks took."""
         return float(sum(self.blocks(model, attack, "seconds")))
+
+    def took(self, work: Work) -> float:
+        """The seconds that a finished block took."""
+        query = "SELECT seconds FROM block WHERE model = ? AND attack = ? AND block = ?"
+        return float(self._files[self._owner[work]].execute(query, work).fetchone()[0])
 
     def tensors(self, work: Work) -> dict[str, Tensor]:
         """The tensors of a finished block.
@@ -261,20 +284,24 @@ class Store:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        try:
+            return load(self._content(work))
+        except SafetensorError as e:
+            raise self._damaged(work, e) from None
+
+    def _content(self, work: Work) -> bytes:
+        """The bytes of a block's tensors, as they were written."""
         path = self.folder / self._file(work)
         if not path.exists():
             raise FileNotFoundError(f"there is no {str(path)!r}; evaluate again in the same folder to make it")
         content = path.read_bytes()
-        known = self._owner.get(work)
-        query = "SELECT sha256 FROM block WHERE model = ? AND attack = ? AND block = ?"
-        try:
-            if known and self._files[known].execute(query, work).fetchone() != (hashlib.sha256(content).hexdigest(),):
-                raise ValueError("its content is not what was written")
-            return load(content)
-        except (SafetensorError, ValueError) as e:
-            raise ValueError(
-                f"{str(path)!r} is damaged ({e}); remove it and evaluate again in the same folder"
-            ) from None
+        if work in self._owner and self.told(work, "sha256") != hashlib.sha256(content).hexdigest():
+            raise self._damaged(work, "its content is not what was written")
+        return content
+
+    def _damaged(self, work: Work, why: object) -> ValueError:
+        path = str(self.folder / self._file(work))
+        return ValueError(f"{path!r} is damaged ({why}); remove it and evaluate again in the same folder")
 
     def fingerprint(self) -> str:
         """SHA-256 over all samples, rows, notes and tensors (by the digests of their files).
