@@ -20,6 +20,7 @@ from .portfolio import Portfolio, minimal_distance
 from .result import AttackResult
 from .search import Bisection, MinParamPerturbation, bisect, sure
 from .sparse import JSMA, VFGA, SigmaZero, SparseFool, jsma, sigma_zero, sparsefool, vfga
+from .spatial import SpatialGrid, SpatialResult
 from .square import Square
 from .wrappers import BPDA, EOT
 
@@ -163,6 +164,8 @@ __all__ = [
     "Portfolio",
     "SigmaZero",
     "SparseFool",
+    "SpatialGrid",
+    "SpatialResult",
     "Square",
     "SuperDeepFool",
     "TransferPGD",
