@@ -14,6 +14,7 @@ from .sources import opened
 from .spec import BUDGETS, AttackSpec, BoundSpec, DataSpec, ModelSpec, Spec, standard_attacks
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share
 from .store import Row, Store, Work
+from .verify import Difference, Verification, verify
 from .work import evaluate
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "DataSpec",
+    "Difference",
     "Distances",
     "Finished",
     "ModelSpec",
@@ -35,6 +37,7 @@ __all__ = [
     "Spec",
     "Step",
     "Store",
+    "Verification",
     "Work",
     "attack_block",
     "clean_block",
@@ -49,4 +52,5 @@ __all__ = [
     "opened",
     "share",
     "standard_attacks",
+    "verify",
 ]
