@@ -64,6 +64,7 @@ MORE = [
         "become something else",
         "counterfactual/rocket.png",
     ),
+    ("rotations", ["--samples", "20"], "digits-robust   ", "rotations/attacks_spatial.png"),
     ("attack_folder", ["--size", "64", "--steps", "5"], "read back, 4 of 4", "changed/astronaut.png"),
     ("attack_table", ["--keep", "alcohol", "--norm", "L0"], "row 1: 0 becomes 1 at L0 1", None),
     ("attack_table", ["wine.csv", "--norm", "Linf", "--rows", "2"], "learnt 100% of 4 rows", None),

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peers import foolbox
 from torch.testing import assert_close
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
@@ -59,6 +60,15 @@ def test_torchvision_does_the_same(angle, right, down):
     theirs = affine(x, -angle, [right, down], 1.0, [0.0], InterpolationMode.BILINEAR)
     ours = Warp().show(x, z(angle, right, down, n=2))
     assert_close(ours[:, :, 4:-4, 4:-4], theirs[:, :, 4:-4, 4:-4], rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # theirs
+def test_foolbox_falls_to_the_same_rotations(digits):
+    model, x, y = digits
+    theirs = foolbox.attacks.SpatialAttack(max_translation=0, max_rotation=25, num_translations=1, num_rotations=11)
+    _, _, fooled = theirs(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y)
+    ours = SpatialGrid(model, range(-25, 26, 5), (0,)).run(x, y)
+    assert torch.equal(ours.success, fooled) and 0 < int(fooled.sum()) < len(x)
 
 
 def test_gradients_are_those_of_small_moves():
