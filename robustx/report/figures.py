@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluation.statistics import CONFIDENCE, Outcome, curve, steps
+from . import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,8 @@ INK, MUTED, GRID = "#010101", "#020202", "#030303"
 SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{c: f"series-{i}" for i, c in enumerate(SERIES)}}
 
-MARKS = ("o", "s", "^", "D", "v", "P")
+MARKS = ("o", "s", "^", "D", "v", "P")  # the page's keys show the same: SIGNS
+SIGNS = (("●", "○"), ("■", "□"), ("▲", "△"), ("◆", "◇"), ("▼", "▽"), ("✚", "✛"))
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 3)), (0, (3, 3)))
 
 STYLE: dict[Any, Any] = {
@@ -42,7 +44,6 @@ STYLE: dict[Any, Any] = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -69,14 +70,7 @@ def security_curves(
             y, low, high = (100 * np.array([*v, v[-1]]) for v in (s.value, s.band_low, s.band_high))
             ax.fill_between(x, low, high, step="post", color=colour, alpha=0.13, linewidth=0)
             ax.step(x, y, where="post", color=colour, linewidth=1.6, linestyle=DASHES[k % len(DASHES)])
-            ax.plot(
-                [0, *eps],
-                [100 * s.value for s in shares],
-                MARKS[k % len(MARKS)],
-                markersize=4.5,
-                color=colour,
-                label=f"{o.model}: not fooled" if any(certified.values()) else o.model,
-            )
+            ax.plot([0, *eps], [100 * s.value for s in shares], MARKS[k % len(MARKS)], markersize=4.5, color=colour)
             told.append(f"{o.model}: {_points([0, *eps], [s.value for s in shares])}")
             for c in certified.get(o.model, ()):
                 at, value = [p["eps"] for p in c["accuracy"]], [p["value"] for p in c["accuracy"]]
@@ -89,11 +83,9 @@ def security_curves(
                     markersize=4.5,
                     markerfacecolor="none",
                     color=colour,
-                    label=f"{o.model}: proved ({c['label']})",
                 )
                 told.append(f"{o.model}, proved by {c['label']}: {_points(at, value)}")
         ax.set(xlabel=axis, ylabel="accuracy, %", ylim=(-2, 102), xlim=(-0.015 * eps[-1], 1.02 * eps[-1]))
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
         return _svg(figure, f"Accuracy against budget, with a {CONFIDENCE:.0%} band. {'; '.join(told)}.", "curve")
 
 
@@ -121,7 +113,7 @@ def distance_histograms(outcomes: Sequence[Outcome], axis: str, cap: float) -> s
                 ax.axvline(half, color=INK, linewidth=1.4)
             middle = f"median {half:.3g}" if np.isfinite(half) else "median not reached"
             none = f", none found for {beyond} of {len(d)}" if beyond else ""
-            ax.set_title(f"{o.model}: {middle}{none}", loc="left", pad=3)
+            ax.set_title(f"{words.short(o.model)}: {middle}{none}", loc="left", pad=3)
             ax.set(ylabel="samples", xlim=(0, edges[-1]))
             ax.locator_params(axis="y", nbins=3, integer=True)
             told.append(f"{o.model}: {middle}{none}")

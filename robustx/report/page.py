@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Form = Literal["html", "md", "json"]
 
-MOST_CLASSES = 12  # a table of all pairs of classes is shown up to here, and the commonest pairs above
+MOST_CLASSES = 12  # all classes and pairs of them are shown up to here, the weakest and the commonest above
 PAIRS = 10
 TOP = 6  # columns of a table that are shown for their attribution
 
@@ -62,6 +63,7 @@ def render(run: Run, form: Form = "html") -> str:
     return _templates(form).get_template(f"report.{form}").render(told)
 
 
+@cache
 def _templates(form: Form) -> "Environment":
     """Templates in which every value is text: markup in a name is shown, never obeyed."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -117,11 +119,13 @@ def _shown(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
     certified = {m["name"]: m.get("certified", ()) for m in summary["models"]}
     return {
         "element": words.ELEMENTS[kind],
+        "signs": figures.SIGNS,
         "curve": figures.security_curves(run.outcomes, spec.eps, axis, certified),
         "histograms": figures.distance_histograms(run.outcomes, far, run.cap or spec.eps[-1]),
         "seconds": {m: run.seconds(m) for m in spec.names},
         "reasons": [_reason(o, norm, spec.eps) for o in run.outcomes],
         "per": words.per(norm, kind, _step(norm, spec.eps)),
+        "classes": [_weakest(m, len(spec.eps) // 2) for m in summary["models"]],
         "confusions": [_confusions(o, run.data["classes"]) for o in run.outcomes],
         "gallery": _gallery(run),
     }
@@ -155,6 +159,14 @@ def _reason(outcome: Outcome, norm: str, eps: Sequence[float]) -> dict[str, floa
         "lead": float(np.median(outcome.lead[right])) if right.any() else math.nan,
         "lost": float(np.median(lost)) if fell.any() else math.nan,
     }
+
+
+def _weakest(m: Mapping[str, Any], quoted: int) -> list[dict[str, Any]]:
+    """What a summary says of the classes of a model: in their order, or, of too many, the weakest first."""
+    told: list[dict[str, Any]] = m["per_class"]["classes"] if "per_class" in m else []
+    if len(told) <= MOST_CLASSES:
+        return told
+    return sorted(told, key=lambda c: (c["robust"][quoted]["value"], c["clean"]["value"]))[:MOST_CLASSES]
 
 
 def _step(norm: str, eps: Sequence[float]) -> float:

@@ -119,6 +119,11 @@ def attack_words(attack: AttackSpec) -> str:
     return ", ".join(f"{k} {v}" for k, v in o.items())
 
 
+def short(name: str, most: int = 32) -> str:
+    """A name with its middle left out, if it is too long for a picture."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"
+
+
 def listed(items: Sequence[str]) -> str:
     """``a, b and c``."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

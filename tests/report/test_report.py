@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import sqlite3
+from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +14,9 @@ import torch
 from report_cases import ATTACKS, EVIL
 
 from robustx import report, zoo
-from robustx.evaluation import AttackSpec, Run, Spec, evaluate
+from robustx.evaluation import AttackSpec, Row, Run, Spec, evaluate
+from robustx.evaluation.corruptions import Baseline, summarise_corruptions
+from robustx.evaluation.statistics import cost, per_class, plain
 from robustx.report import pictures, words
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -38,6 +42,8 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.stack.pop() == tag
+        if tag in ("td", "th", "li"):
+            self.text += " "
 
     def handle_data(self, data):
         self.text += data
@@ -50,8 +56,14 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", self.text)
 
 
+@cache
+def html(run):
+    """The page of a run as it is, made once."""
+    return report.render(run)
+
+
 def test_a_page_is_whole_and_needs_nothing(run):
-    text = report.render(run)
+    text = html(run)
     page = Page(text)
     assert text.startswith("<!doctype html>") and page.all("html") == [{"lang": "en"}]
     addresses = re.findall(r"https?://[^\s\"'<>]+|//[a-z]+\.[a-z]+", re.sub(r'xmlns(:xlink)?="[^"]+"', "", text))
@@ -68,7 +80,7 @@ def test_a_page_is_whole_and_needs_nothing(run):
 
 
 def test_pictures_have_words_and_ids_are_unique(run):
-    page = Page(report.render(run))
+    page = Page(html(run))
     assert all(a.get("aria-label") for a in page.all("svg")) and all(a.get("role") == "img" for a in page.all("svg"))
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
@@ -81,13 +93,13 @@ def test_pictures_have_words_and_ids_are_unique(run):
 
 
 def test_names_are_text_not_markup(strange):
-    text = report.render(strange)
+    text = html(strange)
     assert "<script" not in text and "&lt;script&gt;" in text
     assert EVIL in Page(text).text and f"{EVIL}&" in Page(text).text
 
 
 def test_the_numbers_are_those_of_the_run(digits):
-    words_ = Page(report.render(digits)).words
+    words_ = Page(html(digits)).words
     s = digits.summary()
     for m in s["models"]:
         for share in (m["clean"], *m["robust"]):
@@ -99,7 +111,7 @@ def test_the_numbers_are_those_of_the_run(digits):
 
 
 def test_the_gallery_shows_every_explained_sample_for_every_model(digits):
-    page = Page(report.render(digits))
+    page = Page(html(digits))
     notes = digits.explanation("digits")[0]
     assert len(page.all("article")) == len(notes) == 4
     assert all(n["why"] in page.words for n in notes)
@@ -110,7 +122,7 @@ def test_the_gallery_shows_every_explained_sample_for_every_model(digits):
 
 
 def test_a_table_speaks_in_its_units(table):
-    page = Page(report.render(table))
+    page = Page(html(table))
     data = zoo.data("breast-cancer", limit=16)
     notes, t = table.explanation("m")
     for k in range(len(notes)):
@@ -142,7 +154,7 @@ def test_a_model_that_knows_nothing_has_a_page(tmp_path):
 
 
 def test_flagged_rows_are_said(strange):
-    words_ = Page(report.render(strange)).words
+    words_ = Page(html(strange)).words
     flagged = int(strange.outcomes[0].flagged.sum())
     assert flagged and f"gave NaN or infinity for {flagged} of 9 samples" in words_
     assert "No search for the smallest change was made" in words_
@@ -181,40 +193,72 @@ def test_warnings_of_attacks_are_said(tmp_path):
 
 @pytest.mark.parametrize("form", ["html", "md", "json"])
 def test_the_same_run_gives_the_same_report(digits, form):
-    assert report.render(Run(digits.folder), form) == report.render(Run(digits.folder), form)
+    assert report.render(Run(digits.folder), form) == (html(digits) if form == "html" else report.render(digits, form))
 
 
 @pytest.fixture
-def more(digits, monkeypatch):
-    """The run of the digits, whose summary says more of its first model."""
+def more(monkeypatch):
+    """A run whose summary says more of its first model."""
 
-    def more(**told):
-        summary = digits.summary()
+    def more(run, **told):
+        summary = run.summary()
         summary["models"][0] |= told
-        monkeypatch.setattr(digits, "summary", lambda: summary)
-        return digits
+        monkeypatch.setattr(run, "summary", lambda: summary)
+        return run
 
     return more
 
 
-def test_the_verdict_comes_first_with_its_reasons_and_what_to_try(more):
+def test_the_verdict_comes_first_with_its_reasons_and_what_to_try(digits, more):
     flag = {"name": "zero-backward", "severity": "invalid", "reason": "<Gradients> vanish.", "next": "Try Square."}
-    run = more(soundness={"verdict": "INVALID", "flags": [flag]})
-    for words_ in (Page(report.render(run)).words, report.render(run, "md").replace("&lt;", "<").replace("&gt;", ">")):
+    run = more(digits, soundness={"verdict": "INVALID", "flags": [flag]})
+    page = Page(report.render(run)).words
+    for words_ in (page, report.render(run, "md").replace("&lt;", "<").replace("&gt;", ">")):
         said = [words_.index(s) for s in ("INVALID", "should not be quoted", "<Gradients> vanish.", "Try Square.")]
         assert said == sorted(said) and said[-1] < words_.index("Accuracy, clean and under attack")
-    assert "digits is the more robust" not in Page(report.render(run)).words
+    assert "digits is the more robust" not in page
 
 
-def test_what_is_proved_lies_below_what_was_not_fooled(more):
+def test_what_is_proved_lies_below_what_was_not_fooled(digits, more):
     shares = [{"eps": e, "value": v, "low": v - 0.1, "high": v + 0.1} for e, v in ((0.0, 0.9), (0.1, 0.456))]
-    run = more(certified=[{"label": "crown", "method": "crown", "accuracy": shares, "median": 0.1}])
+    run = more(digits, certified=[{"label": "crown", "method": "crown", "accuracy": shares, "median": 0.1}])
     page = Page(report.render(run))
     assert "45.6% 35.6% – 55.6%" in page.words and "The truth lies between the two." in page.words
     (curve,) = [a["aria-label"] for a in page.all("svg") if a["aria-label"].startswith("Accuracy against budget")]
     assert "digits, proved by crown: 90% at 0, 46% at 0.1" in curve
     rows = re.findall(r"^\| (\S+).*\| (\S+)[^|]*\| \S+ \([^|]*\) \|$", report.render(run, "md"), re.MULTILINE)
     assert rows == [("none", "90.0%"), ("0.1", "45.6%"), ("0.2", "–")]
+
+
+def test_the_weakest_class_is_named_and_of_many_the_weakest_are_shown(table, more):
+    (o,), eps = table.outcomes, table.spec.eps
+    many = replace(o, label=np.arange(len(o)))  # as many classes as samples
+    for outcome, shown in ((o, len(set(o.label.tolist()))), (many, 12)):
+        told = plain(per_class(outcome, eps, table.data["classes"]))
+        run, worst = more(table, per_class=told), told["worst"][-1]
+        page = Page(report.render(run))
+        assert f"Weakest: {worst['name']}, {words.percent(worst['value'])}" in page.words
+        assert sum(a.get("class") == "bar" for a in page.all("span")) == 2 * shown
+        assert ("weakest." in page.words) == (outcome is many)
+        assert f"is weakest on class {worst['name']}: {words.percent(worst['value'])}" in report.render(run, "md")
+
+
+def test_the_cost_is_told_part_by_part(table, more):
+    told = plain(cost({"clean": [Row(0, 0.0, False, False, 1, -2.0, 0.0, 1, 0)], "fgsm": []}))
+    assert "clean 1 1 0 1 1" in Page(report.render(more(table, cost=told))).words
+
+
+def test_corruptions_are_told_by_severity(table, more):
+    def answers(severity, wrong):
+        return [Row(i, severity, i < wrong, False, 0, 0.0, 0.0, 1, 0) for i in range(10)]
+
+    baseline = Baseline("other", 0.2, {"gaussian_noise": 0.5}, (1, 2))
+    found = summarise_corruptions(answers(0.0, 1), {"gaussian_noise": answers(1.0, 2) + answers(2.0, 6)}, baseline)
+    run = more(table, corruptions=plain(found))
+    page = Page(report.render(run))
+    assert "corruption 1 2 gaussian noise 80% 40%" in page.words
+    for words_ in (page.words, report.render(run, "md")):
+        assert "60.0%" in words_ and "ean corruption error 80.0%" in words_ and "where 100% is other" in words_
 
 
 def test_markdown_says_the_same(run):
@@ -235,7 +279,7 @@ def test_the_specification_that_is_shown_is_the_run_s(run):
     text = report.render(run, "md")
     toml = re.search(r"^(`{3,})toml\n(.*?)^\1$", text, re.DOTALL | re.MULTILINE)[2]
     assert Spec.parse(toml, "toml") == run.spec
-    assert toml.strip() in Page(report.render(run)).text
+    assert toml.strip() in Page(html(run)).text
 
 
 def test_json_is_the_summary(run, tmp_path):
