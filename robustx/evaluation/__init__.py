@@ -9,6 +9,7 @@ from .block import Block, Finished, attack_block, clean_block
 from .callbacks import Callback, Step
 from .comparing import Comparisons, compare_runs
 from .explanations import explain, instructive
+from .merge import merge
 from .run import Run
 from .sources import opened
 from .spec import BUDGETS, AttackSpec, BoundSpec, DataSpec, ModelSpec, Spec, standard_attacks
@@ -48,6 +49,7 @@ __all__ = [
     "evaluate",
     "explain",
     "instructive",
+    "merge",
     "moved",
     "opened",
     "share",

@@ -214,7 +214,7 @@ class Store:
             FileNotFoundError, ValueError: it is not whole there.
             OSError: it cannot be written.
         """
-        rows = other.rows(work.model, work.attack, range(work.block * self._block, (work.block + 1) * self._block))
+        rows = other.rows_of(work)
         about = (other.told(work, column) for column in ("notes", "seconds", "micro_batch"))
         self._keep(work, rows, other._content(work), *about)
 
@@ -251,6 +251,11 @@ class Store:
                 if self._owner.get(Work(model, attack, p // self._block)) == name:
                     found.append(Row(p, e, bool(s), bool(f), *rest))
         return sorted(found, key=lambda r: (r.position, r.eps))
+
+    def rows_of(self, work: Work) -> list[Row]:
+        """The rows of one finished block."""
+        first = work.block * self._block
+        return self.rows(work.model, work.attack, range(first, first + self._block))
 
     def blocks(self, model: str, attack: str, column: str) -> list[Any]:
         """A column of the table ``block``, in the order of the blocks."""
