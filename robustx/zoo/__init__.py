@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from . import embedded, vision
+from . import embedded, hub, leaderboard, vision
 from .address import Address, call, find, is_file, near, parameters, parse, user_model, working_directory
 from .checkpoints import load_weights
 from .dataset import Bound, Column, Data, as_data, class_name
@@ -46,7 +46,12 @@ __all__ = [
 ]
 
 
-MODELS: dict[str, Callable[[Address], nn.Module]] = {"torchvision": vision.torchvision_model}
+MODELS: dict[str, Callable[[Address], nn.Module]] = {
+    "torchvision": vision.torchvision_model,
+    "timm": hub.timm_model,
+    "hf": hub.hf_model,
+    "robustbench": leaderboard.robustbench_model,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +202,10 @@ def data(
             found = vision.torchvision_data(address, split, root, prepare)
         elif address.module == "folder":
             found = folder_data(address, split, prepare)
+        elif address.module == "hf":
+            found = hub.hf_data(address, split, prepare)
+        elif address.module in MODELS:
+            raise ValueError(f"{source!r} names a model, and data were asked for; name some, such as 'folder:PATH'")
         else:
             found = find(address)
             if callable(found) and not isinstance(found, nn.Module):
