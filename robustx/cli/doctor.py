@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,9 @@ IMPORTED = {  # by distribution, where the module is called differently
     "pillow": "PIL",
     "jinja2": "jinja2",
 }
+
+DRIVER = Path("/proc/driver/nvidia/version")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 PAIR = (
     "torch and torchvision come from different builds (one for CUDA, one for the CPU, say, or of releases that do not "
@@ -66,7 +70,7 @@ class Findings:
 def run(asked: Namespace) -> int:
     """Look at everything; exit code 1 where something must be mended."""
     found = Findings()
-    for look in (_python, _packages, _pair, _devices, _threads, _model, _extras):
+    for look in (_python, _packages, _pair, _devices, _threads, _pickles, _model, _extras, _robustbench):
         look(found)
     bad = [f for f in found.seen if f.state == "mend"]
     if asked.json:
@@ -163,24 +167,62 @@ def _devices(found: Findings) -> None:
         look(f"device cuda:{i}", lambda: True, partial(torch.cuda.get_device_name, i), f"cuda:{i}")
     look("device mps", torch.backends.mps.is_available, lambda: "Apple's GPU", "mps")
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPUs"
-    found.ok("device cpu", f"{os.cpu_count()} cores; {built}" + ("" if gpus else ", no CUDA device was found"))
+    found.ok("device cpu", f"{_cores():g} cores; {built}" + ("" if gpus else ", no CUDA device was found"))
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus or not DRIVER.exists() or torch.version.hip or hidden in ("", "-1"):
+        return
+    if torch.version.cuda:
+        mend = f"update the driver to one for CUDA {torch.version.cuda}, or install a torch built for an older CUDA"
+        found.mend("device cuda", "an NVIDIA driver is here, and torch sees no GPU", mend)
+    else:
+        mend = "to use the GPU install a torch built for CUDA: pip install --force-reinstall torch torchvision"
+        found.note("device cuda", "an NVIDIA driver is here, and torch is built for CPUs only", mend)
+
+
+def _cores() -> float:
+    """How many cores this process may use: its affinity, and the quota of its container."""
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        quota, period = QUOTA.read_text().split()
+        return min(cores, int(quota) / int(period))
+    except (OSError, ValueError):  # no such container, or no limit ("max")
+        return cores
 
 
 def _threads(found: Findings) -> None:
     import torch
 
     told = os.environ.get("OMP_NUM_THREADS")
-    n = torch.get_num_threads()
-    value = f"{n} ({f'OMP_NUM_THREADS={told}' if told else 'torch chose'})"
+    n, cores = torch.get_num_threads(), _cores()
+    value = f"{n} ({f'OMP_NUM_THREADS={told}' if told else 'torch chose'}) on {cores:g} cores"
     if n == 1:
         found.ok("threads", value)
-        return
-    found.note(
-        "threads",
-        value,
-        "several threads on cores that are busy with something else can be many times slower than one: set "
-        "OMP_NUM_THREADS=1 (or --threads 1) there and start one process a core",
-    )
+    elif n > cores:
+        found.note(
+            "threads",
+            value,
+            "more threads than cores wait for one another: set "
+            f"OMP_NUM_THREADS={max(1, int(cores))} (or --threads), or 1 for several processes at once",
+        )
+    else:
+        found.note(
+            "threads",
+            value,
+            "several threads on cores that are busy with something else can be many times slower than one: set "
+            "OMP_NUM_THREADS=1 (or --threads 1) there and start one process a core",
+        )
+
+
+def _pickles(found: Findings) -> None:
+    """A switch that people set to get one old checkpoint loaded, and forget."""
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0").lower() in ("1", "y", "yes", "true"):
+        found.mend(
+            "loading weights",
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: any checkpoint that torch.load opens may run code",
+            "unset it; robustx itself reads weights only, whatever it says",
+        )
+    else:
+        found.ok("loading weights", "torch.load reads weights only")
 
 
 def _model(found: Findings) -> None:
@@ -209,7 +251,7 @@ def _model(found: Findings) -> None:
 
 
 def _extras(found: Findings) -> None:
-    """Which optional extras are there, by the metadata of the installed package."""
+    """Which optional extras are there and in which versions, by the metadata of the installed package."""
     from packaging.requirements import Requirement
 
     try:
@@ -217,19 +259,47 @@ def _extras(found: Findings) -> None:
     except metadata.PackageNotFoundError:
         found.note("installed", "no, this is a source folder", "pip install -e . gives the command robustx everywhere")
         return
+    parts = [Requirement(line) for line in metadata.requires("robustx") or []]
     for extra in package.get_all("Provides-Extra") or []:
-        parts = [Requirement(line) for line in metadata.requires("robustx") or []]
         wanted = [p for p in parts if p.marker and p.marker.evaluate({"extra": extra}) and "extra" in str(p.marker)]
-        missing = [p.name for p in wanted if not _installed(p.name)]
-        if missing:
-            found.note(f"extra {extra}", f"without {', '.join(missing)}", f"pip install 'robustx[{extra}]'")
+        there = {p: _version(p.name) for p in wanted}
+        lacking = [p.name for p, version in there.items() if version is None]
+        old = [p for p, version in there.items() if version and not p.specifier.contains(version, prereleases=True)]
+        told = ", ".join(f"{p.name} {version}" for p, version in there.items() if version and p not in old)
+        bad = [*(f"without {name}" for name in lacking), *(f"{p.name} {there[p]} (needed: {p.specifier})" for p in old)]
+        if bad:
+            value = "; ".join(filter(None, [told, ", ".join(bad)]))
+            found.note(f"extra {extra}", value, f"pip install 'robustx[{extra}]'")
         else:
-            found.ok(f"extra {extra}", "installed")
+            found.ok(f"extra {extra}", told or "nothing more is needed")
 
 
-def _installed(name: str) -> bool:
+def _robustbench(found: Findings) -> None:
+    """RobustBench is no extra: its own requirements cannot be met together. What stops ``robustbench:`` names."""
+    if find_spec("robustbench") is None:
+        return
+    version = _version("robustbench")
+    if version is None:
+        found.note(
+            "robustbench",
+            "an old copy that another package (torchattacks, say) brings along",
+            "to open models by 'robustbench:...' install the real one: pip install --no-deps robustbench",
+        )
+    elif lacking := [m for m in ("pkg_resources", "autoattack", "timm", "gdown") if find_spec(m) is None]:
+        from ..zoo.leaderboard import MEND
+
+        found.note(
+            "robustbench",
+            f"{version} does not import without {', '.join(lacking)}",
+            "; ".join(MEND.get(m, f"pip install {m}") for m in lacking),
+        )
+    else:
+        found.ok("robustbench", version)
+
+
+def _version(name: str) -> str | None:
+    """The version of an installed package."""
     try:
-        metadata.version(name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None

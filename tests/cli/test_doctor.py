@@ -1,6 +1,7 @@
 """``robustx doctor``: what is sound, what is not, and what to do about it."""
 
 import json
+from dataclasses import asdict
 from importlib import metadata
 
 import pytest
@@ -101,3 +102,90 @@ def test_extras_are_listed_where_robustx_is_installed(run, monkeypatch):
     findings = found(run)
     assert findings["extra test"]["state"] == "ok"
     assert findings["extra moon"]["advice"] == "pip install 'robustx[moon]'"
+
+
+def seen(look):
+    """What one look finds, without all the others."""
+    findings = doctor.Findings()
+    look(findings)
+    return {f.what: asdict(f) for f in findings.seen}
+
+
+def test_extras_tell_their_versions_and_what_is_too_old(monkeypatch):
+    known = metadata.metadata
+
+    class Installed:
+        def get_all(self, what):
+            return ["both", "old"]
+
+    monkeypatch.setattr(doctor.metadata, "metadata", lambda name: Installed() if name == "robustx" else known(name))
+    lines = ["numpy>=2", "pytest>=8; extra == 'both'", "mypy; extra == 'both'", "pytest>=99; extra == 'old'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: [*lines, "not-there; extra == 'old'"])
+    findings = seen(doctor._extras)
+    versions = f"pytest {metadata.version('pytest')}, mypy {metadata.version('mypy')}"
+    assert (findings["extra both"]["state"], findings["extra both"]["value"]) == ("ok", versions)
+    assert findings["extra old"]["state"] == "note"
+    assert "without not-there" in findings["extra old"]["value"] and "needed: >=99" in findings["extra old"]["value"]
+
+
+@pytest.mark.parametrize(
+    "built, hidden, state",
+    [("13.0", None, "mend"), (None, None, "note"), ("13.0", "", None), ("13.0", "-1", None)],
+    ids=["driver too old", "built for CPUs", "hidden", "hidden too"],
+)
+def test_a_gpu_that_torch_does_not_see(monkeypatch, tmp_path, built, hidden, state):
+    import torch
+
+    (tmp_path / "version").touch()
+    monkeypatch.setattr(doctor, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    finding = seen(doctor._devices).get("device cuda")
+    assert (finding and finding["state"]) == state
+
+
+@pytest.mark.parametrize(
+    "quota, threads, expected",
+    [("50000 100000", 2, "0.5 cores"), ("max 100000", 1, "cores"), (None, 1, "cores")],
+    ids=["half a core", "no limit", "no container"],
+)
+def test_threads_are_held_against_the_cores_of_the_container(monkeypatch, tmp_path, quota, threads, expected):
+    import torch
+
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(doctor, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    finding = seen(doctor._threads)["threads"]
+    assert expected in finding["value"] and finding["state"] == ("ok" if threads == 1 else "note")
+    assert ("OMP_NUM_THREADS=1" in finding["advice"]) == (threads > 1)
+
+
+def test_a_switch_that_lets_checkpoints_run_code_is_to_be_mended(monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    assert seen(doctor._pickles)["loading weights"]["state"] == "mend"
+
+
+@pytest.mark.parametrize(
+    "version, there, state, advice",
+    [
+        (None, (), "note", "install the real one"),
+        ("1.1.1", ("timm", "gdown"), "note", "pip install 'setuptools<81', the last with it; pip install git"),
+        ("1.1.1", ("timm", "gdown", "autoattack", "pkg_resources"), "ok", ""),
+    ],
+    ids=["a copy", "incomplete", "whole"],
+)
+def test_what_stops_robustbench_is_told(monkeypatch, version, there, state, advice):
+    known = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: version if name == "robustbench" else known(name))
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name if name in ("robustbench", *there) else None)
+    finding = seen(doctor._robustbench)["robustbench"]
+    assert finding["state"] == state and advice in finding["advice"]
+
+
+def test_no_word_of_a_robustbench_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert "robustbench" not in seen(doctor._robustbench)
