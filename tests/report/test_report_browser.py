@@ -1,8 +1,12 @@
 """The report as a browser shows it: for everyone, on any screen, and with nothing but the file."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from report_cases import EVIL
 
 from robustx import report
@@ -104,3 +108,14 @@ def test_the_keyboard_reaches_what_scrolls(digits, opened):
         ".map(one => one.tabIndex)",
     )
     assert scrolls and set(scrolls) == {0}
+
+
+def test_the_picture_of_a_report_is_made_by_an_example(digits, browser, tmp_path):
+    written(digits)
+    example = Path(__file__).parents[2] / "examples" / "photograph_report.py"
+    command = [sys.executable, example, digits.folder, "--height", "300", "--out", tmp_path / "report.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "written to" in done.stdout, done.stderr
+    picture = Image.open(tmp_path / "report.png").convert("RGB")
+    assert picture.size == (1100 + 24 + 390, 300)
+    assert picture.getpixel((2, 2)) == (255, 255, 255) and max(picture.getpixel((1500, 2))) < 50  # light, dark
