@@ -9,6 +9,7 @@ from .block import Block, Finished, attack_block, clean_block
 from .callbacks import Callback, Step
 from .comparing import Comparisons, compare_runs
 from .explanations import explain, instructive
+from .loggers import MLflowLogger, TensorBoardLogger, WandbLogger
 from .merge import merge
 from .run import Run
 from .sources import opened
@@ -30,6 +31,7 @@ __all__ = [
     "Difference",
     "Distances",
     "Finished",
+    "MLflowLogger",
     "ModelSpec",
     "Outcome",
     "Row",
@@ -38,7 +40,9 @@ __all__ = [
     "Spec",
     "Step",
     "Store",
+    "TensorBoardLogger",
     "Verification",
+    "WandbLogger",
     "Work",
     "attack_block",
     "clean_block",
