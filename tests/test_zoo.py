@@ -267,7 +267,7 @@ def test_load_joins_a_model_with_data(mine):
     "name, error, message",
     [
         ("digit", ValueError, r"no model is named 'digit' \(did you mean 'digits'"),
-        ("xyz", ValueError, "'xyz'; expected digits, digits-robust, breast-cancer, 'torchvision:name' or"),
+        ("xyz", ValueError, "'xyz'; expected digits, digits-robust, breast-cancer, 'torchvision:...', 'timm:"),
         ("mine:", ValueError, r"a name must read 'package.module:name\[@weights\]\[\?key=value&...\]'"),
         ("mine:net@", ValueError, "a name must read"),
         ("mine:net?width", ValueError, "a name must read"),
@@ -299,6 +299,7 @@ def test_what_a_model_may_not_be(mine, name, error, message):
             ValueError,
             r"no data is named 'digit' \(did you mean 'digits'\?\); expected digits, br",
         ),
+        ("digit", {}, ValueError, r"'folder:...', a .npz, .safetensors or .csv file or 'package.module:name'"),
         ("digits", {"split": "val"}, ValueError, "split must be 'train' or 'test', got 'val'"),
         ("digits", {"limit": 0}, ValueError, "limit must be at least 1 sample, got 0"),
         ("digits", {"root": "x"}, ValueError, "root is the folder of a torchvision data set, got root='x'"),

@@ -1,19 +1,32 @@
-"""Models and data by name: one door to the embedded default, to torchvision, and to anything of the user's.
+"""Models and data by name: one door to the embedded default, to other libraries and hubs, and to the user's own.
 
 =========================================  =================================================================
-name                                       what it opens
+name of a model                            what it opens
 =========================================  =================================================================
 ``digits``, ``digits-robust``              a small CNN on 8x8 digits, trained normally and adversarially
 ``breast-cancer``                          a small MLP on a table of 30 measurements
 ``torchvision:resnet18@IMAGENET1K_V1``     torchvision's model and weights (``@none``: random) on [0, 1]
-``torchvision:CIFAR10``                    torchvision's data set, from the folder ``root``
-``package.module:name``                    a model, or what returns one; data, or what returns them
-``package.module:name@file.safetensors``   the same model with the weights of a file
-``...?key=value&key=value``                the same, called with these arguments
+``timm:resnet18.a1_in1k``                  timm's model and weights (``@none``, ``@file``) on [0, 1]
+``hf:owner/name``, ``hf:./folder``         a Hugging Face image classifier (``@revision``, ``@none``) on [0, 1]
+``robustbench:Linf/cifar10/Wong2020Fast``  a model of RobustBench's leaderboards
+``package.module:name``                    a model, or what returns one
+``...@file.safetensors``                   any of these with the weights of a file (or ``.pt``, ``.pth``)
 =========================================  =================================================================
 
-Models come on the CPU and in eval mode. Weights are never unpickled: the zoo reads safetensors, and
-torchvision's own downloads with ``weights_only``.
+=========================================  =================================================================
+name of data                               what it opens
+=========================================  =================================================================
+``digits``, ``breast-cancer``              the data of the embedded models
+``torchvision:CIFAR10``                    torchvision's data set, from the folder ``root``
+``hf:owner/name``, ``hf:./folder``         pictures and labels of the Hub or of a folder
+``folder:PATH``                            pictures: one folder per class, or a CSV file of labels
+``FILE.npz``, ``FILE.safetensors``         arrays or tensors ``x`` and ``y``
+``FILE.csv``                               a table with a column of classes
+``package.module:name``                    data, or what returns them
+=========================================  =================================================================
+
+``...?key=value&key=value`` gives arguments to any of them. Models come on the CPU and in eval mode. Nothing is ever
+unpickled: the zoo reads safetensors, and other weights with ``weights_only``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,17 +135,17 @@ def model(
     """A model by name, on the CPU and in eval mode. The forms of a name stand in `robustx.zoo`.
 
     `weights` is what may stand in the name after ``@``: a file, ``none``, or a name of the source's own. With `mean`
-    and `std`, one number per channel, the model is wrapped in `Normalized` and takes inputs before normalisation;
-    torchvision's models are wrapped in their own, which the arguments replace. A module named by
-    ``package.module:name`` is copied, so that the user's own stays as it is.
+    and `std`, one number per channel, the model is wrapped in `Normalized` and takes inputs before normalisation; the
+    models of torchvision, timm and Hugging Face are wrapped in their own, which the arguments replace. A module named
+    by ``package.module:name`` is copied, so that the user's own stays as it is.
 
     >>> model("digits", mean=[0.5], std=[0.5]).mean
     tensor([0.5000])
 
-    Raises ValueError for unknown names, options that do not fit, and weights that are not a safetensors file
-    or do not fit; FileNotFoundError, ModuleNotFoundError; TypeError for what is no model; ConnectionError
-    where torchvision's weights cannot be fetched; ImportError where torchvision is missing or does not match
-    torch.
+    Raises ValueError for unknown names, options that do not fit, and weights that are no safetensors or state_dict or
+    do not fit; FileNotFoundError, ModuleNotFoundError; TypeError for what is no model; ConnectionError where weights
+    cannot be fetched, with the file that is wanted and where it belongs; ImportError where a library is missing or
+    does not match torch.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std come together, got mean={mean} and std={std}; give both or neither")
@@ -219,7 +232,8 @@ _samples = data  # where an argument is called data
 
 
 def _unknown(what: str, name: str, known: Mapping[str, Any]) -> ValueError:
+    forms = [f"'{scheme}:...'" for scheme in (MODELS if what == "model" else ("torchvision", "hf", "folder"))]
     return ValueError(
-        f"no {what} is named {name!r}{near(name, known)}; expected {', '.join(known)}, 'torchvision:name' or "
-        "'package.module:name'"
+        f"no {what} is named {name!r}{near(name, known)}; expected {', '.join([*known, *forms])}"
+        f"{'' if what == 'model' else ', a .npz, .safetensors or .csv file'} or 'package.module:name'"
     )
