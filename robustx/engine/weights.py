@@ -1,0 +1,565 @@
+"""Weights: the gradients of each example's score with respect to a model's parameters."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial, reduce
+from math import prod
+from operator import mul
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from .checks import ArgumentError, ArgumentTypeError
+from .memory import out_of_memory
+from .probe import Probe
+from .rules import Ruled, RuleError, mapped, tensors_in
+
+_ALIKE = 1e-2  # what a wrong reading of an operation is off by is of the size of the gradient itself
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Gradients of each example with respect to one parameter, written out: ``rows`` [n, P]."""
+
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def dense(self) -> Tensor:
+        """[n, P]."""
+        return self.rows
+
+    def square(self) -> Tensor:
+        """The squared length of each gradient [n]."""
+        return self.rows.square().sum(1)
+
+    def sum(self) -> Tensor:
+        """[P]."""
+        return self.rows.sum(0)
+
+    def compact(self) -> "Block":
+        """The same in the form that holds fewer numbers."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """Gradients of each example as sums of outer products, what a linear map or a convolution has.
+
+    With T places (positions, calls) and G groups, example i's is ``sum over t of g[i, :, t] (x) a[i, :, t]``: lengths
+    and products follow from the factors, so that nothing of the parameter's size is written for any example (the
+    "ghost" norm; Goodfellow, 2015, arXiv:1510.01799; Bu et al., NeurIPS 2022, for convolutions).
+
+    Args:
+        a: what entered the operation [n, G, T, I].
+        g: the gradient where it left [n, G, T, O].
+    """
+
+    a: Tensor
+    g: Tensor
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def dense(self) -> Tensor:
+        """[n, G * O * I], in the order of the parameter's own elements."""
+        return (self.g.mT @ self.a).flatten(1)
+
+    def square(self) -> Tensor:
+        """The squared length of each gradient [n]."""
+        _, _, t, i = self.a.shape
+        o = self.g.shape[3]
+        if t * (i + o) > i * o:
+            return Dense(self.dense()).square()
+        return ((self.a @ self.a.mT) * (self.g @ self.g.mT)).sum((1, 2, 3))
+
+    def sum(self) -> Tensor:
+        """[G * O * I]."""
+        a, g = (f.transpose(0, 1).flatten(1, 2) for f in (self.a, self.g))
+        return (g.mT @ a).flatten()
+
+    def compact(self) -> "Block":
+        """The same in the form that holds fewer numbers."""
+        _, _, t, i = self.a.shape
+        o = self.g.shape[3]
+        return self if t * (i + o) < i * o else Dense(self.dense())
+
+
+Block = Dense | Outer
+"""The gradients of some examples with respect to one parameter."""
+
+
+def dot(one: Block, two: Block) -> Tensor:
+    """The inner products of all gradients of one block with all of another of the same parameter [n, m]."""
+    if isinstance(one, Outer) and isinstance(two, Outer):
+        (n, _, t, i), (m, _, s, _), o = one.a.shape, two.a.shape, one.g.shape[3]
+        if n * m * t * s * (i + o) <= (n * t + m * s + n * m) * i * o:
+            a, g = (_grams(p, q) for p, q in ((one.a, two.a), (one.g, two.g)))
+            return (a * g).sum((0, 2, 4))
+    return one.dense() @ two.dense().T
+
+
+def _grams(p: Tensor, q: Tensor) -> Tensor:
+    """[n, G, T, D] and [m, G, S, D] -> [G, n, T, m, S]."""
+    p, q = p.transpose(0, 1), q.transpose(0, 1)
+    return (p.flatten(1, 2) @ q.flatten(1, 2).mT).reshape(*p.shape[:3], *q.shape[1:3])
+
+
+@dataclass(eq=False)
+class Use:
+    """One operation of a pass that used parameters in a way whose gradients are known.
+
+    Args:
+        op: the operation's name, one of those in ``_FORMS``.
+        func, args, kwargs: the operation itself.
+        names: the parameters' places among all tensors of the arguments.
+        x: what entered.
+        axis: which axis of it, and of what left, counts the examples.
+        g: the gradient where it left, once it is known.
+    """
+
+    op: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    names: dict[int, str]
+    x: Tensor
+    axis: int = 0
+    g: Tensor | None = None
+
+    @property
+    def sign(self) -> tuple[Any, ...]:
+        """What must be the same in every pass for the examples' axis to be known."""
+        return self.op, tuple(self.names.items()), self.x.ndim
+
+    def blocks(self) -> dict[str, Block]:
+        """What each parameter owes to this use; nothing if the scores do not depend on it."""
+        if self.g is None:
+            return {}
+        return _FORMS[self.op](self, self.x.detach().movedim(self.axis, 0), self.g.movedim(self.axis, 0))
+
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
+
+
+Form = Callable[[Use, Tensor, Tensor], dict[str, Block]]
+
+
+def _linear(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
+    a, g = (t.reshape(len(t), 1, -1, t.shape[-1]) for t in (x, g))
+    return _affine(use, a, g)
+
+
+def _affine(use: Use, a: Tensor, g: Tensor) -> dict[str, Block]:
+    """Of a weight, by its outer products, and of a bias behind it."""
+    found: dict[str, Block] = {}
+    for place, name in use.names.items():
+        found[name] = Outer(a, g) if place == 1 else Dense(g.sum(2).flatten(1))
+    return found
+
+
+def _convolution(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
+    """A convolution is a linear map of each of its windows."""
+    weight: Tensor = use.argument(1, "weight")
+    axes = weight.ndim - 2
+    stride, padding, dilation = (
+        _each(use.argument(p, n, d), axes) for p, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    )
+    groups, kernel = use.argument(6, "groups", 1), weight.shape[2:]
+    x = nn.functional.pad(x, _margins(padding, kernel, dilation))
+    outside = g.shape[2:]
+    steps = x.stride()[2:]
+    windows = x.as_strided(
+        (*x.shape[:2], *kernel, *outside),
+        (*x.stride()[:2], *map(mul, steps, dilation), *map(mul, steps, stride)),
+    )
+    a = windows.reshape(len(x), groups, -1, prod(outside))
+    return _affine(use, a.mT, g.reshape(len(g), groups, -1, prod(outside)).mT)
+
+
+def _each(value: Any, axes: int) -> Any:
+    """A setting of a convolution for each of its axes."""
+    if isinstance(value, int | str):
+        return (value,) * axes
+    return tuple(value) * axes if len(value) == 1 else tuple(value)
+
+
+def _margins(padding: Sequence[Any], kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """What is put around each axis, the last one first, as :func:`torch.nn.functional.pad` takes it."""
+    margins: list[int] = []
+    for p, k, d in zip(reversed(padding), reversed(kernel), reversed(dilation), strict=True):
+        whole = d * (k - 1) if p == "same" else 0
+        margins += [whole // 2, whole - whole // 2] if isinstance(p, str) else [p, p]
+    return margins
+
+
+def _embedding(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
+    weight: Tensor = use.args[0]
+    n, (v, d) = len(x), weight.shape
+    ids, g = x.reshape(n, -1), g.reshape(n, -1, d)
+    padding = use.argument(2, "padding_idx", -1)
+    if padding is not None and padding >= 0:  # it is never learned
+        g = g * (ids != padding)[..., None]
+    rows = g.new_zeros(n, v, d).scatter_add_(1, ids[..., None].expand_as(g), g)
+    return {use.names[0]: Dense(rows.flatten(1))}
+
+
+def _small(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
+    """An operation that meets its parameters in the same way in every row: its own gradient, row by row."""
+    given = (use.args, use.kwargs)
+    found = tensors_in(given)
+    weights = {name: found[place] for place, name in use.names.items()}
+
+    place = next(i for i, t in enumerate(found) if t is use.x)
+
+    def out(x: Tensor, weights: dict[str, Tensor]) -> Any:
+        new = [weights[use.names[i]] if i in use.names else x[None] if i == place else t for i, t in enumerate(found)]
+        turn = iter(new)
+        args, kwargs = mapped(lambda _: next(turn), given)
+        return use.func(*args, **kwargs)[0]
+
+    return _own(lambda own: (vmap(out)(x, own) * g).sum(), weights, len(x))
+
+
+def _own(score: Callable[[dict[str, Tensor]], Tensor], weights: dict[str, Tensor], n: int) -> dict[str, Block]:
+    """The gradient of the sum of scores of n rows, with respect to parameters that each row has for itself."""
+    with torch.enable_grad():
+        own = {name: p.detach().expand(n, *p.shape).requires_grad_() for name, p in weights.items()}
+        grads = torch.autograd.grad(score(own), list(own.values()), allow_unused=True)
+    found = (torch.zeros_like(p) if t is None else t for t, p in zip(grads, own.values(), strict=True))
+    return {name: Dense(rows.flatten(1)) for name, rows in zip(own, found, strict=True)}
+
+
+_NORMS = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "prelu")
+_FORMS: dict[str, Form] = {
+    "linear": _linear,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(_NORMS, _small),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _small),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _small),
+    "embedding": _embedding,
+}
+_ANYWHERE = ("linear", "embedding", "layer_norm", "rms_norm")  # the batch may come second, as in [T, N, D]
+_BROADCAST = ("add", "sub", "mul", "div")
+
+
+class _Watch(Ruled):
+    """Notes what a pass uses parameters for; with an ``anchor`` also the gradient where each operation leaves.
+
+    The parameters themselves need no gradients: nothing of them is computed on the way back.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], anchor: Tensor) -> None:
+        super().__init__({})
+        self.named = {id(p): name for name, p in parameters.items()}
+        self.anchor = anchor
+        self.uses: list[Use] = []
+        self.others: set[str] = set()
+
+    def do(self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        found = tensors_in((args, kwargs))
+        names = {i: self.named[id(t)] for i, t in enumerate(found) if id(t) in self.named}
+        out = func(*args, **kwargs)
+        if not names or not tensors_in(out):
+            return out
+        x = self._entry(name, found, names) if isinstance(out, Tensor) and not _writes(func) else None
+        if x is None or len(set(names.values())) < len(names):
+            self.others |= set(names.values())
+            return out
+        use = Use(name, func, args, kwargs, names, x)
+        self.uses.append(use)
+        return _Tap.apply(out, self.anchor, x, use) if torch.is_grad_enabled() else out
+
+    def _entry(self, name: str, found: list[Tensor], names: dict[int, str]) -> Tensor | None:
+        """What enters an operation whose gradients are known, if this is one."""
+        if name not in _FORMS:
+            return None
+        if name == "embedding":
+            return found[1] if list(names) == [0] and not found[1].is_floating_point() else None
+        if name in _BROADCAST:
+            rest = [t for i, t in enumerate(found) if i not in names]
+            if len(rest) != 1 or len(found) != 2:
+                return None
+            p = found[next(iter(names))]
+            return rest[0] if p.ndim < rest[0].ndim or (p.ndim == rest[0].ndim and p.shape[:1] == (1,)) else None
+        return None if 0 in names else found[0]
+
+
+def _writes(func: Callable[..., Any]) -> bool:
+    """Whether a function writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+
+
+class _Tap(torch.autograd.Function):
+    """Hands on what an operation returned, and tells the use of its gradient on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, anchor: Tensor, x: Tensor, use: Use) -> Tensor:
+        ctx.use = use
+        ctx.save_for_backward(x)  # so that writing into it later is noticed, as it is in training
+        ctx.mark_dirty(out)  # the same tensor goes on, and may be written into
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        _ = ctx.saved_tensors
+        ctx.use.g = g
+        return g, g.new_zeros(()), None, None
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What of a model's operations is understood: their signs and examples' axes; and the parameters that are not."""
+
+    signs: list[tuple[Any, ...]]
+    axes: list[int | None]
+    others: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The parameters of a model, as the place where gradients of each example's score are taken.
+
+    One backward pass serves all examples: where a parameter belongs to a linear map, a convolution, a norm, an
+    embedding or an affine step, each example's gradient follows from what entered and from the gradient where it left.
+    How the batch lies in there is found out on the first rows, with two sizes of batch, and checked against the
+    gradient of one example. All other parameters get theirs by ``torch.func``, or one example at a time where that
+    refuses.
+
+    Args:
+        model: whose parameters; must be the model of the probes.
+        parameters: name -> parameter, in the order in which gradients are told; see :meth:`of`.
+
+    Example:
+        >>> from robustx.engine import Output
+        >>> model = torch.nn.Linear(3, 2)
+        >>> rows = Weights.of(model).dense(Probe(model, (torch.ones(5, 3),), Output(0)))
+        >>> rows.shape, rows[0].tolist()
+        (torch.Size([5, 8]), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    """
+
+    model: nn.Module
+    parameters: dict[str, Tensor]
+    _plan: list[_Plan] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, layers: Iterable[nn.Module | str] | None = None) -> "Weights":
+        """Those of some layers, in their order; without layers those that require gradients, or all if none does.
+
+        Raises:
+            TypeError: the model is no module.
+            ValueError: no such layer, or no parameters.
+        """
+        if not isinstance(model, nn.Module):
+            raise ArgumentTypeError(f"model must be a torch.nn.Module, whose parameters are known, got {model!r}")
+        named = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+        if layers is None:
+            chosen = {n: p for n, p in named.items() if p.requires_grad} or named
+        else:
+            names = {id(p): n for n, p in named.items()}
+            inside = (p for layer in layers for p in layer_of(model, layer).parameters())
+            chosen = {names[id(p)]: p for p in inside if id(p) in names}
+        if not chosen:
+            raise ArgumentError("there are no parameters to take gradients of; choose layers that have some")
+        return cls(model, dict(chosen))
+
+    @property
+    def size(self) -> int:
+        """P: how many numbers a gradient has."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    def dense(self, probe: Probe) -> Tensor:
+        """The gradient of each example's pull, written out [B, P]."""
+        parts = [torch.cat([b.dense() for b in blocks], 1) for _, blocks in self.blocks(probe)]
+        return torch.cat(parts) if parts else next(iter(self.parameters.values())).new_zeros(0, self.size)
+
+    def total(self, probe: Probe) -> Tensor:
+        """The sum of all examples' gradients [P], by a plain backward pass."""
+
+        def work(part: slice) -> Tensor:
+            leaves = self._leaves()
+            with torch.enable_grad():
+                pull = self._pull(probe, leaves, probe.everyone[part])
+                grads = torch.autograd.grad(pull.sum(), list(leaves.values()), allow_unused=True)
+            probe._count(probe.everyone[part], backward=1)
+            return self._flat(grads)
+
+        zero = self._flat([None] * len(self.parameters))
+        return sum((t for _, t in probe._batches(probe.examples, work, ("total", *self.parameters))), zero)
+
+    def blocks(self, probe: Probe, compact: bool = True) -> Iterator[tuple[slice, list[Block]]]:
+        """The gradients of all examples, batch by batch: one :class:`Dense` or :class:`Outer` for each parameter.
+
+        Args:
+            probe: the model on its inputs, with the score whose pull is differentiated.
+            compact: write gradients out where that takes less room than their factors.
+        """
+        if not probe.examples:
+            return
+        plan = self._understood(probe)
+
+        def work(part: slice) -> list[Block]:
+            return self._work(probe, probe.everyone[part], plan, compact)
+
+        weight = sum(p.numel() * p.element_size() for p in self.parameters.values())
+        kind = ("weights", *self.parameters)
+        yield from probe.pace.batches(probe.examples, probe.device, work, kind, probe._size + weight)
+
+    def _work(self, probe: Probe, rows: Tensor, plan: _Plan, compact: bool) -> list[Block]:
+        others, found = set(plan.others), dict[str, Block]()
+        if len(others) < len(self.parameters):
+            watch = self._watched(probe, rows)
+            if [u.sign for u in watch.uses] != plan.signs:  # the model took another way than on the first rows
+                others = set(self.parameters)
+            else:
+                found = self._owed(watch.uses, plan, others)
+        if others:
+            found |= self._apart(probe, rows, [n for n in self.parameters if n in others])
+        blocks = [
+            found[n] if n in found else Dense(p.new_zeros(len(rows), p.numel())) for n, p in self.parameters.items()
+        ]
+        return [b.compact() for b in blocks] if compact else blocks
+
+    def _owed(self, uses: list[Use], plan: _Plan, others: set[str]) -> dict[str, Block]:
+        owed: dict[str, list[Block]] = defaultdict(list)
+        for use, axis in zip(uses, plan.axes, strict=True):
+            if axis is None or others.issuperset(use.names.values()):
+                continue
+            use.axis = axis
+            for name, block in use.blocks().items():
+                owed[name].append(block)
+        return {name: reduce(_together, blocks) for name, blocks in owed.items() if name not in others}
+
+    def _watched(self, probe: Probe, rows: Tensor) -> _Watch:
+        """A pass there and back, and what it used the parameters for."""
+        frozen = {n: p.detach() for n, p in self.model.named_parameters()}
+        watch = _Watch({n: frozen[n] for n in self.parameters}, torch.zeros((), device=rows.device, requires_grad=True))
+        with torch.enable_grad():
+            with watch.over(self.model):
+                out = self._asked(probe, frozen)._output(None, rows)
+            _, pull = probe._scored(out, rows)
+            if pull.requires_grad:
+                torch.autograd.grad(pull.sum(), watch.anchor, allow_unused=True)
+        probe._count(rows, backward=1)
+        return watch
+
+    def _understood(self, probe: Probe) -> _Plan:
+        """How the batch lies in each use: where there are two rows with two, and three with three."""
+        if not self._plan:
+            self._plan.append(self._look(probe))
+        return self._plan[0]
+
+    def _look(self, probe: Probe) -> _Plan:
+        rows = torch.arange(3, device=probe.device) % probe.examples
+        nothing = _Plan([], [], frozenset(self.parameters))
+        try:
+            two, three = self._watched(probe, rows[:2]), self._watched(probe, rows)
+        except RuleError:
+            return nothing
+        signs = [u.sign for u in three.uses]
+        if [u.sign for u in two.uses] != signs:
+            return nothing
+        axes = [_axis(a, b) for a, b in zip(two.uses, three.uses, strict=True)]
+        others = three.others | {
+            n for u, a in zip(three.uses, axes, strict=True) if a is None for n in u.names.values()
+        }
+        plan = _Plan(signs, axes, frozenset(others))
+        found = self._owed(three.uses, plan, others)
+        alone = self._singly(probe, rows[:1], [n for n in self.parameters if n not in others])
+        lengths = {name: float(b.square().sqrt()) for name, b in alone.items()}
+        for name, truth in alone.items():
+            here = found[name].dense()[0] if name in found else torch.zeros_like(truth.rows[0])
+            noise = torch.finfo(here.dtype).eps ** 0.5 * max(lengths.values())  # for those that nothing depends on
+            if not float((here - truth.rows[0]).norm()) <= _ALIKE * lengths[name] + noise:
+                others.add(name)
+        return _Plan(signs, axes, frozenset(others))
+
+    def _apart(self, probe: Probe, rows: Tensor, names: list[str]) -> dict[str, Block]:
+        """Gradients with respect to parameters in uses of any kind."""
+        frozen = {n: p.detach() for n, p in self.model.named_parameters()}
+
+        def score(weights: dict[str, Tensor], row: Tensor) -> Tensor:
+            return self._pull(probe, frozen | weights, row[None]).sum()
+
+        try:  # vmap and plain autograd do what torch.func.grad does, which loads the compiler at its first use
+            found = _own(lambda own: vmap(score)(own, rows).sum(), {n: frozen[n] for n in names}, len(rows))
+        except Exception as e:  # whatever a model does that cannot be done for all rows at once, such as .item()
+            if out_of_memory(e):
+                raise
+            return dict(self._singly(probe, rows, names))
+        probe._count(rows, backward=1)
+        return found
+
+    def _singly(self, probe: Probe, rows: Tensor, names: list[str]) -> dict[str, Dense]:
+        """The same, one example at a time."""
+        found: list[list[Tensor]] = []
+        for row in rows.split(1) if names else ():
+            leaves = self._leaves()
+            with torch.enable_grad():
+                pull = self._pull(probe, leaves, row).sum()
+                mine = [leaves[n] for n in names]
+                grads = torch.autograd.grad(pull, mine, allow_unused=True) if pull.requires_grad else [None] * len(mine)
+            found.append([torch.zeros_like(p) if g is None else g for p, g in zip(mine, grads, strict=True)])
+            probe._count(row, backward=1)
+        return {n: Dense(torch.stack([f[i] for f in found]).flatten(1)) for i, n in enumerate(names)}
+
+    def _leaves(self) -> dict[str, Tensor]:
+        """The parameters as they are, with gradients of their own."""
+        frozen = {n: p.detach() for n, p in self.model.named_parameters()}
+        return {n: p.requires_grad_(n in self.parameters) for n, p in frozen.items()}
+
+    def _asked(self, probe: Probe, weights: dict[str, Tensor]) -> Probe:
+        return probe.to(model=partial(_call, self.model, weights))
+
+    def _pull(self, probe: Probe, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+        return probe.of.pull(self._asked(probe, weights)._output(None, rows), rows)
+
+    def _flat(self, grads: Sequence[Tensor | None]) -> Tensor:
+        pairs = zip(self.parameters.values(), grads, strict=True)
+        return torch.cat([(torch.zeros_like(p) if g is None else g).detach().flatten() for p, g in pairs])
+
+
+def _call(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    return functional_call(model, weights, args, kwargs)
+
+
+def _axis(two: Use, three: Use) -> int | None:
+    """The axis of what enters, and of what leaves, that counts the examples."""
+    a, b, left = two.x.shape, three.x.shape, three.g
+    most = two.x.ndim - (two.op != "embedding") if two.op in _ANYWHERE else 1
+    found = [i for i in range(most) if (a[i], b[i]) == (2, 3) and (a[:i], a[i + 1 :]) == (b[:i], b[i + 1 :])]
+    if len(found) != 1 or (left is not None and left.shape[found[0]] != 3):
+        return None
+    return found[0]
+
+
+def _together(one: Block, two: Block) -> Block:
+    """The sum of what a parameter owes to two of its uses."""
+    if isinstance(one, Outer) and isinstance(two, Outer):
+        return Outer(torch.cat([one.a, two.a], 2), torch.cat([one.g, two.g], 2))
+    return Dense(one.dense() + two.dense())
+
+
+def layer_of(model: nn.Module, layer: nn.Module | str) -> nn.Module:
+    """A layer of a model, by its name or itself.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    if isinstance(layer, nn.Module):
+        if all(m is not layer for m in model.modules()):
+            raise ArgumentError(f"the layer {type(layer).__name__} is no part of the model")
+        return layer
+    try:
+        return model.get_submodule(layer)
+    except AttributeError:
+        known = ", ".join(n for n, _ in model.named_modules() if n)
+        raise ArgumentError(f"the model has no layer {layer!r}; its layers are {known}") from None
+
+
+__all__ = ["Block", "Dense", "Outer", "Weights", "dot", "layer_of"]
