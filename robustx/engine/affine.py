@@ -5,7 +5,7 @@ an affine form shows its constant, where one of them is one it shows the constan
 affine operation, however it is written, keeps to this. What comes out of a ReLU are new variables.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ MOST = 4096  # variables: beyond, neither a batch of so many rows nor what is as
 
 
 class Unreadable(ValueError):
-    """A model is no network of affine maps with ReLUs between them, or too large a one."""
+    """A model does what its reader has no account of, such as no network of affine maps and ReLUs; or is too large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,34 +72,66 @@ class Piecewise:
         return sum(len(layer.bias) for layer in self.relus)
 
 
-class _Reading(Ruled):
-    """Runs a model in float64 on rows that carry affine forms; ``units`` [n] of each ReLU, once they are known.
+_SHAPED = frozenset(
+    f"{new}{what}{like}" for new, like in (("new_", ""), ("", "_like")) for what in ("zeros", "ones", "full", "empty")
+)
+"""What is shaped like a tensor and looks at none of its numbers."""
 
-    Whatever is affine passes as it is, some other operations as the ReLUs that they are made of, and what depends on
-    the inputs in any other way is an error.
+
+class Reading(Ruled):
+    """Runs a model in float64, where all that depends on the inputs passes operations that are spoken of.
+
+    Whatever is affine passes as it is; products of what depends on the inputs, and what goes on by other ways than
+    floating-point numbers (a comparison, an index, a detach) are refused.
     """
 
-    def __init__(self, size: int, most: int, units: list[int] | None = None) -> None:
+    def __init__(self, parts: Mapping[str, Callable[..., Any]], plain: frozenset[str] = PLAIN) -> None:
         products = dict.fromkeys(PRODUCTS, _never)
-        parts: dict[str, Callable[..., Any]] = {**PARTS, **_MADE_OF_RELUS, "relu": self.relu, "div": self.quotient}
-        super().__init__(products, frozenset(products), parts, PLAIN, otherwise="error")
-        self.size, self.most, self.units = size, most, units
-        self.rows = 1 if units is None else 1 + size + sum(units)
-        self.counts: list[int] = []
-        self.forms: list[Affine] = []
+        super().__init__(products, frozenset(products), parts, plain, otherwise="error")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if name_of(func) in ASIDE:
             return func(*args, **(kwargs or {}))
-        args, kwargs = mapped(self._wide, (args, kwargs or {}))
+        args, kwargs = mapped(self.wide, (args, kwargs or {}))
         out = super().__torch_function__(func, types, args, kwargs)
-        return self._wide(out) if isinstance(out, Tensor) else out
+        return self.wide(out) if isinstance(out, Tensor) else out
 
-    def _wide(self, t: Tensor) -> Tensor:
+    def wide(self, t: Tensor) -> Tensor:
+        """``t`` in float64, and cut from the graph if it is a constant."""
         with torch._C.DisableTorchFunction():
             if not t.is_floating_point():
                 return t
             return finest(t.detach() if t.requires_grad and not self.moves(t) else t)
+
+    def met(self, op: Op) -> None:
+        raise Unreadable(f"it multiplies what depends on the inputs with what depends on them ({op.name})")
+
+    def ran(self, name: str, arguments: Any, out: Any) -> None:
+        if not isinstance(out, Tensor | bool | int | float | list | tuple) or any(map(self.moves, tensors_in(out))):
+            return
+        if name not in _SHAPED and any(map(self.moves, tensors_in(arguments))):
+            raise Unreadable(f"the operation {name!r} asks for values that depend on the inputs")
+
+    def quotient(self, input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            depends = isinstance(other, Tensor) and self.moves(other)
+        if depends or rounding_mode is not None:
+            raise Unreadable("it divides by what depends on the inputs, or rounds")
+        return input * (1 / other)
+
+
+class _Reading(Reading):
+    """Rows carry affine forms; ``units`` [n] of each ReLU, once they are known.
+
+    Some operations pass as the ReLUs that they are made of.
+    """
+
+    def __init__(self, size: int, most: int, units: list[int] | None = None) -> None:
+        super().__init__({**PARTS, **MADE_OF_RELUS, "relu": self.relu, "div": self.quotient})
+        self.size, self.most, self.units = size, most, units
+        self.rows = 1 if units is None else 1 + size + sum(units)
+        self.counts: list[int] = []
+        self.forms: list[Affine] = []
 
     def relu(self, input: Tensor) -> Tensor:
         """Keeps what goes in, and lets new variables come out."""
@@ -122,25 +154,9 @@ class _Reading(Ruled):
             everywhere = torch.ones_like(input, dtype=torch.bool)
             return torch.where(everywhere, block.reshape(input.shape), input)  # still what depends on the inputs
 
-    def quotient(self, input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
-        with torch._C.DisableTorchFunction():
-            depends = isinstance(other, Tensor) and self.moves(other)
-        if depends or rounding_mode is not None:
-            raise Unreadable("it divides by what depends on the inputs, or rounds")
-        return input * (1 / other)
-
-    def met(self, op: Op) -> None:
-        raise Unreadable(f"it multiplies what depends on the inputs with what depends on them ({op.name})")
-
     def refusal(self, name: str) -> Exception:
         hint = "; let it return logits" if "softmax" in name or "sigmoid" in name else ""
         return Unreadable(f"the operation {name!r} is neither affine nor made of ReLUs{hint}")
-
-    def ran(self, name: str, arguments: Any, out: Any) -> None:
-        if not isinstance(out, Tensor | bool | int | float | list | tuple) or any(map(self.moves, tensors_in(out))):
-            return
-        if any(map(self.moves, tensors_in(arguments))):
-            raise Unreadable(f"the operation {name!r} asks for values that depend on the inputs")
 
 
 def _never(op: Op, g: Tensor) -> Any:
@@ -173,7 +189,7 @@ def _leaky(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return negative_slope * x + (1 - negative_slope) * x.relu()
 
 
-_MADE_OF_RELUS: dict[str, Callable[..., Any]] = {
+MADE_OF_RELUS: dict[str, Callable[..., Any]] = {
     "clamp": _clamp,
     "clamp_min": lambda x, min: _clamp(x, min),
     "clamp_max": lambda x, max: _clamp(x, None, max),
@@ -185,6 +201,7 @@ _MADE_OF_RELUS: dict[str, Callable[..., Any]] = {
     "maximum": _maximum,
     "minimum": lambda a, b: -_maximum(-a, -b),
 }
+"""Operations that are piecewise linear: the same, by ReLUs."""
 
 
 def read(f: Probe, points: Tensor | None = None, most: int = MOST) -> Piecewise:

@@ -164,6 +164,10 @@ class Ruled(TorchFunctionMode):
     def ran(self, name: str, arguments: Any, out: Any) -> None:
         """Told of each operation that is no composite one, with what went in and what came out."""
 
+    def do(self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Does an operation that is no composite one and passes gradients by no rule."""
+        return func(*args, **kwargs)
+
     def refusal(self, name: str) -> Exception:
         """What is raised for an operation that nothing is said about."""
         return RuleError(
@@ -212,7 +216,7 @@ class Ruled(TorchFunctionMode):
         if name in ASIDE:
             return func(*args, **kwargs)
         if name in self.parts:
-            _, *given, into = _pure(func, args, kwargs)
+            _, *given, into = pure(func, args, kwargs)
             try:
                 with self:
                     return _into(into, self.parts[name](*given[0], **given[1]))
@@ -231,7 +235,7 @@ class Ruled(TorchFunctionMode):
             finally:
                 self._open.pop()
         args, kwargs = self.cut((args, kwargs))
-        out = func(*args, **kwargs)
+        out = self.do(name, func, args, kwargs)
         known = self.otherwise == "gradient" or self.plain is None or name in self.plain
         if not known and any(t.requires_grad for t in tensors_in(out)):
             raise self.refusal(name)
@@ -246,8 +250,8 @@ class Ruled(TorchFunctionMode):
         if sum(needs) <= (name in self.joint):
             self.passed(name, order, found)
             args, kwargs = self.cut((args, kwargs))
-            return func(*args, **kwargs)
-        func, args, kwargs, into = _pure(func, args, kwargs)
+            return self.do(name, func, args, kwargs)
+        func, args, kwargs, into = pure(func, args, kwargs)
         kept = tuple(t.detach() if isinstance(t, nn.Parameter) else t.detach().clone() for t in tensors)
         args, kwargs = _replaced((args, kwargs), kept)
         op = Op(name, func, args, kwargs, kept, needs, order, self.owners[-1] if self.owners else None)
@@ -325,7 +329,7 @@ def _inplace(func: Any) -> Signature | None:
     return signature(func) if isinstance(func, FunctionType) and "inplace" in func.__code__.co_varnames else None
 
 
-def _pure(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], Tensor | None]:
+def pure(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], Tensor | None]:
     """An operation that works on nothing in place, its arguments, and the tensor that its result belongs into."""
     if asked := _inplace(func):
         bound = asked.bind(*args, **kwargs)
