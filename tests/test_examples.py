@@ -64,6 +64,7 @@ MORE = [
         "become something else",
         "counterfactual/rocket.png",
     ),
+    ("corruptions", ["--samples", "6", "--size", "64"], "mean of fifteen", "corruptions/corruptions.jpg"),
     ("rotations", ["--samples", "20"], "digits-robust   ", "rotations/attacks_spatial.png"),
     ("attack_folder", ["--size", "64", "--steps", "5"], "read back, 4 of 4", "changed/astronaut.png"),
     ("attack_table", ["--keep", "alcohol", "--norm", "L0"], "row 1: 0 becomes 1 at L0 1", None),

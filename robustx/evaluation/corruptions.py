@@ -117,7 +117,8 @@ class Corruption:
         name: of the corruption.
         severities: those tried.
         errors: the share of samples that the model is not right about, at each.
-        ce: the corruption error, formula (1): the sum of the errors over that of the baseline's; NaN without one.
+        ce: the corruption error, formula (1): the sum of the errors over that of the baseline's; NaN without one, or
+            where it makes none.
         relative: likewise what the errors add to the clean one, formula (2); below 1 where the model loses less.
     """
 
@@ -141,9 +142,11 @@ class CorruptionSummary:
         clean: its error without any.
         each: what each does.
         error: the mean of their mean errors.
-        mce, relative_mce: the means of their corruption errors, plain and relative; NaN without a baseline. Of the
-            fifteen only, where they are among those tried: the four others are for validation.
+        mce, relative_mce: the means of their corruption errors, plain and relative, where they are defined; else NaN.
         baseline: the name of the model that they are measured by; "" without one.
+        without: where that makes no error, so that there is nothing to measure by: left out of both means.
+
+    Means are over the fifteen, where they are among those tried: the four others are for validation.
     """
 
     clean: Share
@@ -152,6 +155,7 @@ class CorruptionSummary:
     mce: float
     relative_mce: float
     baseline: str = ""
+    without: tuple[str, ...] = ()
 
 
 def errors(rows: Iterable[Row]) -> dict[int, Share]:
@@ -182,12 +186,11 @@ def summarise_corruptions(
     at_first = _error(list(clean))
     each = tuple(_corruption(name, errors(r), at_first.value, baseline) for name, r in rows.items())
     counted = [c for c in each if c.name in CORRUPTIONS] or list(each)
-    told = {
-        "error": _mean(c.error for c in counted),
-        "mce": _mean(c.ce for c in counted),
-        "relative_mce": _mean(c.relative for c in counted),
-    }
-    return CorruptionSummary(at_first, each, baseline="" if baseline is None else baseline.name, **told)
+    error, mce, relative = (_mean(getattr(c, what) for c in counted) for what in ("error", "ce", "relative"))
+    if baseline is None:
+        return CorruptionSummary(at_first, each, error, mce, relative)
+    without = tuple(c.name for c in counted if math.isnan(c.ce))
+    return CorruptionSummary(at_first, each, error, mce, relative, baseline.name, without)
 
 
 def _corruption(name: str, found: dict[int, Share], clean: float, baseline: Baseline | None) -> Corruption:
@@ -216,5 +219,5 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return fmean(listed) if listed else math.nan
+    defined = [v for v in values if not math.isnan(v)]
+    return fmean(defined) if defined else math.nan

@@ -1,13 +1,9 @@
 """Textures and trails: what weather and movement do to a picture, drawn by number."""
 
 from math import ceil, cos, log2, pi, sin
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from PIL import ImageDraw
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,7 +37,7 @@ def _mean_of(*corners: Floats) -> Floats:
     return np.asarray(np.mean(corners, 0))
 
 
-FERNS, DEPTH, SIDEWAYS = 40, 3, pi / 3  # crystals of ice branch at 60 degrees
+FERNS, TWIGS, SIDEWAYS = 30, 7, pi / 3  # crystals of ice branch at 60 degrees
 
 
 def frost(height: int, width: int, rng: np.random.Generator) -> Floats:
@@ -50,10 +46,10 @@ def frost(height: int, width: int, rng: np.random.Generator) -> Floats:
 
     side = max(height, width)
     ice = Image.new("L", (2 * width, 2 * height))  # twice as large, so that shrinking smooths the strokes
-    pen = ImageDraw.Draw(ice)
-    for _ in range(FERNS):
-        root = rng.random(2) * (2 * width, 2 * height)
-        _fern(pen, root, rng.uniform(0, 2 * pi), 2 * side * rng.uniform(0.15, 0.45), DEPTH, 2 * side / 224, rng)
+    pen, unit = ImageDraw.Draw(ice), 2 * side / 224
+    for thick, stems in zip((1.5, 1, 0.5), _ferns(2 * width, 2 * height, unit, rng), strict=True):
+        for *stroke, shade in stems.tolist():
+            pen.line(stroke, fill=int(shade), width=max(1, round(unit * thick)))
     ice = ice.resize((width, height), Image.Resampling.BOX)
     glow = ice.filter(ImageFilter.GaussianBlur(max(side / 100, 0.5)))
     haze = clouds(side, 1.5, rng)[:height, :width]
@@ -61,24 +57,26 @@ def frost(height: int, width: int, rng: np.random.Generator) -> Floats:
     return np.clip(light[..., None] * (0.88, 1.0, 1.07), 0, 1)
 
 
-def _fern(
-    pen: "ImageDraw.ImageDraw",
-    root: Floats,
-    angle: float,
-    length: float,
-    depth: int,
-    unit: float,
-    rng: np.random.Generator,
-) -> None:
-    """A stem with branches on both sides that shorten towards its tip, each of them a fern itself."""
-    way = np.array([cos(angle), sin(angle)])
-    shade = int(rng.uniform(120, 255))
-    pen.line([*root, *(root + length * way)], fill=shade, width=max(1, round(unit * depth / 2)))
-    if depth > 1 and length > 12 * unit:
-        for at in np.arange(0.15, 0.95, max(0.09, 6 * unit / length)):
-            for side in (-1, 1):
-                twig = length * (1 - at) * rng.uniform(0.25, 0.55)
-                _fern(pen, root + at * length * way, angle + side * SIDEWAYS, twig, depth - 1, unit, rng)
+def _ferns(width: int, height: int, unit: float, rng: np.random.Generator) -> list[Floats]:
+    """Stems, their branches and the twigs of these: (from x, y, to x, y, shade) [N, 5] each.
+
+    Branches stand on both sides and shorten towards the tip; those of less than two pixels, or 12 units, have no twigs.
+    """
+    root = rng.random((FERNS, 2)) * (width, height)
+    angle = rng.uniform(0, 2 * pi, FERNS)
+    length = max(width, height) * rng.uniform(0.15, 0.45, FERNS)
+    at = np.linspace(0.15, 0.9, TWIGS)
+    drawn = []
+    for _ in range(3):
+        way = np.stack([np.cos(angle), np.sin(angle)], 1)
+        drawn.append(np.c_[root, root + length[:, None] * way, rng.uniform(120, 255, len(root))])
+        rich = length > max(12 * unit, 2)
+        root, way, length, angle = root[rich], way[rich], length[rich], angle[rich]
+        along = (length[:, None] * at)[..., None] * way[:, None]  # [N, T, 2]
+        root = np.repeat(root[:, None] + along, 2, 1).reshape(-1, 2)
+        length = (length[:, None, None] * (1 - at)[:, None] * rng.uniform(0.25, 0.55, (len(length), TWIGS, 2))).ravel()
+        angle = (angle[:, None, None] + np.tile((-SIDEWAYS, SIDEWAYS), (TWIGS, 1))).ravel()
+    return drawn
 
 
 def smeared(x: Floats, reach: int, sigma: float, angle: float) -> Floats:

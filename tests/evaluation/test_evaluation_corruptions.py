@@ -113,8 +113,15 @@ def test_those_held_back_for_validation_are_not_in_the_mean():
 def test_without_a_measure_there_is_no_relative_number():
     told = summarise_corruptions(answers(0.0, 0), {"fog": answers(1.0, 2)})
     assert math.isnan(told.mce) and math.isnan(told.relative_mce) and told.error == 0.2
-    perfect = Baseline.of("perfect", answers(0.0, 0), {"fog": answers(1.0, 0)})
-    assert math.isnan(summarise_corruptions(answers(0.0, 0), {"fog": answers(1.0, 2)}, perfect).mce)
+    assert told.baseline == "" and told.without == ()
+
+
+def test_where_the_measure_makes_no_error_there_is_nothing_to_measure_by():
+    theirs = {"fog": answers(1.0, 0), "snow": answers(1.0, 5)}
+    perfect = Baseline.of("other", answers(0.0, 0), theirs)
+    told = summarise_corruptions(answers(0.0, 1), {"fog": answers(1.0, 2), "snow": answers(1.0, 2)}, perfect)
+    assert math.isnan(told.each[0].ce) and math.isnan(told.each[0].relative) and told.without == ("fog",)
+    assert_close((told.error, told.mce, told.relative_mce), (0.2, 0.4, 0.2))
 
 
 def test_alexnet_is_the_published_measure():

@@ -218,7 +218,7 @@ def test_snow_whitens_and_falls_on_both_sides():
 
 def test_frost_lays_a_pane_over_the_picture():
     panes = np.stack([frost(112, 112, np.random.default_rng(i)) for i in range(8)])
-    assert 0.5 < panes.mean() < 0.65 and 0.1 < panes.std((1, 2, 3)).mean() < 0.17  # as photographs of it have
+    assert 0.55 < panes.mean() < 0.75 and 0.1 < panes.std((1, 2, 3)).mean() < 0.17  # as photographs of it have
     assert (panes[..., 2] >= panes[..., 0]).all() and panes.min() >= 0 and panes.max() <= 1
     keep, ice, _ = strengths("frost", 3)
     z = corrupt(flat(0.5, 32), "frost", 3)
