@@ -21,6 +21,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from robustx import attacks, zoo
 from robustx.plot import TIGHT
+from robustx.zoo.images import bounded_images, open_image
 
 
 def main() -> None:
@@ -67,7 +68,8 @@ def read(folder: Path | None, size: int, names: list[str] | None = None) -> tupl
         }
     else:
         files = [folder / f"{n}.png" for n in names] if names else sorted(p for p in folder.iterdir() if p.is_file())
-        found = {p.stem: Image.open(p).convert("RGB") for p in files}
+        with bounded_images():
+            found = {p.stem: open_image(p).convert("RGB") for p in files}
     if not found:
         raise SystemExit(f"{folder} holds no files")
     ready = [center_crop(resize(pil_to_tensor(p), size, antialias=True), size) for p in found.values()]

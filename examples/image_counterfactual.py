@@ -25,6 +25,7 @@ from robustx import zoo
 from robustx.counterfactual import CounterfactualExplainer
 from robustx.perturb import nearest_unlike, superpixels
 from robustx.plot import TIGHT
+from robustx.zoo.images import bounded_images, open_image
 
 
 def main() -> None:
@@ -71,7 +72,8 @@ def read(folder: Path | None, size: int) -> tuple[list[str], torch.Tensor]:
             name: Image.fromarray(getattr(pictures, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")
         }
     else:
-        found = {p.stem: Image.open(p).convert("RGB") for p in sorted(folder.iterdir()) if p.is_file()}
+        with bounded_images():
+            found = {p.stem: open_image(p).convert("RGB") for p in sorted(folder.iterdir()) if p.is_file()}
     if not found:
         raise SystemExit(f"{folder} holds no files")
     ready = [center_crop(resize(pil_to_tensor(p), size, antialias=True), size) for p in found.values()]

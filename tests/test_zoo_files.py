@@ -88,13 +88,21 @@ def test_pictures_are_made_for_the_model(folder):
     assert torch.equal(zoo.data("folder:pets", like=renamed, limit=2).x, data.x)
 
 
+def test_data_sets_of_torchvision_take_size_and_mode_that_are_not_their_own(folder):
+    torch.manual_seed(0)
+    model = zoo.model("torchvision:squeezenet1_1@none")
+    own = zoo.data("torchvision:ImageFolder?size=16&mode=L", root="pets", like=model)
+    assert own.x.shape == (6, 1, 16, 16)
+    assert len(zoo.data("torchvision:FakeData?size=2&image_size=(3,8,8)")) == 2  # there it is how many
+
+
 @pytest.mark.parametrize(
     "name, error, message",
     [
         ("folder:", ValueError, "a name must read 'folder:name"),
         ("folder:nowhere", FileNotFoundError, "there is no folder 'nowhere'; paths start at"),
         ("folder:pets/cat", ValueError, "must hold one folder per class, or pictures with a CSV file"),
-        ("folder:pets?sise=3", ValueError, r"has the option 'sise'; a folder takes size, mode, labels"),
+        ("folder:pets?sise=3", ValueError, r"has the option 'sise'; a folder takes size, mode and labels"),
         ("folder:pets?size=0", ValueError, r"must be a number of pixels or \(height, width\), got 0"),
         ("folder:pets?size=big", ValueError, "got 'big'"),
         ("folder:pets?mode=CMYK", ValueError, "must be RGB or L, got 'CMYK'"),

@@ -250,6 +250,7 @@ def test_hf_data_of_a_folder(here, noise):
     vit("vit")
     assert zoo.load("hf:./vit", data="hf:./saved", limit=2).data.x.shape == (2, 3, 16, 16)
     assert zoo.data("hf:./saved?label=number&image=picture").y.tolist() == [5, 6, 7]
+    assert zoo.data("hf:./saved?size=(5,7)&mode=L").x.shape == (3, 1, 5, 7)
 
 
 @pytest.mark.parametrize(

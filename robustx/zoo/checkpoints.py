@@ -73,11 +73,12 @@ def reachable(url: str) -> bool:
 
     Where a proxy stands between, it is taken to answer.
     """
-    if "https" in getproxies():
-        return True
     place = urlsplit(url)
+    if {place.scheme, "all"} & set(getproxies()):
+        return True
+    port = place.port or (80 if place.scheme == "http" else 443)
     try:
-        socket.create_connection((place.hostname or "", place.port or 443), timeout=PATIENCE).close()
+        socket.create_connection((place.hostname or "", port), timeout=PATIENCE).close()
     except OSError:
         return False
     return True

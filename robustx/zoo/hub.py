@@ -18,7 +18,7 @@ from torch import Tensor
 from ..engine.checks import optional
 from .address import Address, near
 from .checkpoints import load_weights, patience, reachable, weights_only
-from .images import Prepare
+from .images import Prepare, preparation
 from .networks import Logits, Normalized
 
 
@@ -97,10 +97,12 @@ def hf_data(address: Address, split: str | None, prepare: Prepare | None) -> Any
     """The pictures of the data set ``hf:owner/name[@revision]``, or of a local folder ``hf:./folder``.
 
     The columns are found by what they are: one of images, one of class labels; or by the options `image` and `label`.
-    The split is "test" unless given. Other options go to ``datasets.load_dataset``.
+    The split is "test" unless given. For the options `size` and `mode` see `preparation`; others go to
+    ``datasets.load_dataset``.
     """
     datasets = optional("datasets", "hf")
     _refuse(address, ("trust_remote_code", "split", "streaming"))
+    made, address = preparation(address, prepare)
     options = dict(address.options)
     columns = options.pop("image", None), options.pop("label", None)
     place, local = _place(address)
@@ -117,7 +119,7 @@ def hf_data(address: Address, split: str | None, prepare: Prepare | None) -> Any
     image = _column(table, address, columns[0], "image", datasets.Image)
     label = _column(table, address, columns[1], "label", datasets.ClassLabel)
     classes = getattr(table.features[label], "names", ())
-    return Rows(table, image, label, tuple(classes), prepare)
+    return Rows(table, image, label, tuple(classes), made)
 
 
 @dataclass(frozen=True)

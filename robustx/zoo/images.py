@@ -3,8 +3,8 @@
 import contextlib
 import csv
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from .address import Address
 
 MAX_PIXELS = 25_000_000  # an image file of a few kilobytes can unfold to gigabytes
-OPTIONS = ("size", "mode", "labels")
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,14 @@ def folder_data(address: Address, split: str | None, prepare: Prepare | None) ->
 
     A `split` is a folder within PATH. Classes are in alphabetical order, as torchvision's ``ImageFolder`` has them.
     The CSV file has a header; its first column names the file, its second the class. It is the one CSV file of the
-    folder, or the option `labels`. Pictures are resized and cropped as the model wants, or else to the option `size`,
-    a number or (height, width). The option `mode` is PIL's: ``RGB`` unless given, ``L`` for grey.
+    folder, or the option `labels`. For the options `size` and `mode` see `preparation`.
 
     Raises FileNotFoundError, and ValueError for options that do not fit and for a folder without labels.
     """
-    unknown = [o for o in address.options if o not in OPTIONS]
+    made, rest = preparation(address, prepare)
+    unknown = [o for o in rest.options if o != "labels"]
     if unknown:
-        raise ValueError(f"{address.text!r} has the option {unknown[0]!r}; a folder takes {', '.join(OPTIONS)}")
+        raise ValueError(f"{address.text!r} has the option {unknown[0]!r}; a folder takes size, mode and labels")
     base = Path(address.name).expanduser()
     root = base / split if split else base
     if not root.is_dir():
@@ -87,7 +86,30 @@ def folder_data(address: Address, split: str | None, prepare: Prepare | None) ->
         files, classes = _labelled(root, tables[0])
     else:
         files, classes = _by_class(root)
-    return Pictures(files, classes, _prepare(address, prepare))
+    return Pictures(files, classes, made or Prepare(_same))
+
+
+def preparation(
+    address: Address, prepare: Prepare | None, taken: Collection[str] = ()
+) -> tuple[Prepare | None, Address]:
+    """How pictures are made, and the address without the options that say so.
+
+    `size` is a number or (height, width), or else what the model wants; `mode` is ``RGB`` or ``L``. Without any of
+    them pictures stay as they are: None. Options in `taken` are the data set's own.
+    """
+    ours = {k: v for k, v in address.options.items() if k in ("size", "mode") and k not in taken}
+    rest = replace(address, options={k: v for k, v in address.options.items() if k not in ours})
+    mode = ours.get("mode", prepare.mode if prepare else "RGB")
+    if mode not in ("RGB", "L"):
+        raise ValueError(f"mode of {address.text!r} must be RGB or L, got {mode!r}")
+    if "size" not in ours:
+        steps = prepare.steps if prepare else _same
+        return (Prepare(steps, mode) if prepare or ours else None), rest
+    size = ours["size"]
+    pair = size if isinstance(size, tuple) else (size, size)
+    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+        raise ValueError(f"size of {address.text!r} must be a number of pixels or (height, width), got {size!r}")
+    return Prepare(Fit(*pair), mode), rest
 
 
 def open_image(file: str | Path) -> Any:
@@ -135,19 +157,6 @@ def bounded_images() -> Iterator[None]:
         raise ValueError(f"an image is larger than {MAX_PIXELS:,} pixels ({error}); shrink or remove it") from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def _prepare(address: Address, prepare: Prepare | None) -> Prepare:
-    mode = address.options.get("mode")
-    if mode not in (None, "RGB", "L"):
-        raise ValueError(f"mode of {address.text!r} must be RGB or L, got {mode!r}")
-    if "size" not in address.options:
-        return Prepare(prepare.steps, mode or prepare.mode) if prepare else Prepare(_same, mode or "RGB")
-    size = address.options["size"]
-    pair = size if isinstance(size, tuple) else (size, size)
-    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
-        raise ValueError(f"size of {address.text!r} must be a number of pixels or (height, width), got {size!r}")
-    return Prepare(Fit(*pair), mode or "RGB")
 
 
 def _same(image: Any) -> Any:

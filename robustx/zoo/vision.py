@@ -11,7 +11,7 @@ from torch import nn
 
 from .address import Address, call, near, parameters
 from .checkpoints import load_weights, patience, weights_only
-from .images import Prepare
+from .images import Prepare, preparation
 from .networks import Normalized
 
 
@@ -44,14 +44,16 @@ def torchvision_data(address: Address, split: str | None, root: str | None, prep
     """The data set ``torchvision:Name?options``, giving tensors in [0, 1] and labels.
 
     `root` is its folder. `split` ("test" unless given) goes to whichever of ``split`` and ``train`` the data
-    set takes. `prepare` makes pictures as a model wants them.
+    set takes. `prepare` makes pictures as a model wants them, unless the options `size` or `mode` say otherwise and are
+    not the data set's own.
     """
     datasets = _torchvision("datasets")
     if address.name not in datasets.__all__:
         raise ValueError(f"torchvision has no data set {address.name!r}{near(address.name, datasets.__all__)}")
     maker = getattr(datasets, address.name)
     takes = parameters(maker)
-    extra: dict[str, Any] = {"transform": prepare or _torchvision("transforms.functional").to_tensor}
+    made, address = preparation(address, prepare, takes)
+    extra: dict[str, Any] = {"transform": made or _torchvision("transforms.functional").to_tensor}
     if "root" in takes and "root" not in address.options:
         if root is None:
             raise ValueError(f"{address.text!r} lies in a folder; give it as root=...")
