@@ -7,11 +7,13 @@ examples, block by block), and at the end ``summary.json``, ``samples.csv`` and 
 
 from .block import Block, Finished, attack_block, clean_block
 from .callbacks import Callback, Step
+from .certified import Certified, bound_block, certify, leads
 from .comparing import Comparisons, compare_runs
 from .explanations import explain, instructive
 from .loggers import MLflowLogger, TensorBoardLogger, WandbLogger
 from .merge import merge
 from .run import Run
+from .smoothing import Smoothed
 from .sources import opened
 from .spec import BUDGETS, AttackSpec, BoundSpec, DataSpec, ModelSpec, Spec, standard_attacks
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share
@@ -25,6 +27,7 @@ __all__ = [
     "Block",
     "BoundSpec",
     "Callback",
+    "Certified",
     "Comparison",
     "Comparisons",
     "DataSpec",
@@ -37,6 +40,7 @@ __all__ = [
     "Row",
     "Run",
     "Share",
+    "Smoothed",
     "Spec",
     "Step",
     "Store",
@@ -45,6 +49,8 @@ __all__ = [
     "WandbLogger",
     "Work",
     "attack_block",
+    "bound_block",
+    "certify",
     "clean_block",
     "compare",
     "compare_runs",
@@ -53,6 +59,7 @@ __all__ = [
     "evaluate",
     "explain",
     "instructive",
+    "leads",
     "merge",
     "moved",
     "opened",
