@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import zoo
 from ..engine import Door
+from ..evaluation import Run, opened
 from ..perturb import as_logits
 from ..zoo import Data
 from ..zoo.address import near
@@ -68,6 +69,17 @@ def subjects(asked: Namespace, names: Sequence[str]) -> list[Subject]:
         raise ValueError(f"the data {found[0].data.name!r} hold no samples; there is nothing to do")
     set_threads(asked.threads, [s.model for s in found])
     return found
+
+
+def of_run(run: Run, name: str, call: str) -> tuple[dict[str, nn.Module], Data]:
+    """The models and the data that a run names, on a device; an error also says what to ``call`` instead."""
+    try:
+        return opened(run.spec, device(name))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise type(error)(
+            f"the models or data of {str(run.folder)!r} cannot be opened from their names: {error}; ask where they "
+            f"can, or call {call}"
+        ) from None
 
 
 def sample(data: Data, row: int) -> Data:

@@ -18,6 +18,10 @@ commands:
   explain         What does a model's answer rest on? Shares it out over the parts of the input.
   report          Makes the report of a run again.
   compare         Which model of which run is more robust, and how sure is that?
+  verify          Does a run come out as it is stored? Computes its numbers again.
+  merge           Makes one run of several folders of the same run.
+  export          Hands the tables of a run to other programs.
+  ls              Which runs are there, and how far are they?
   doctor          Is this installation sound?
 
 start here:
@@ -36,6 +40,10 @@ robustx COMMAND --help explains a command, with examples. Results go to standard
 """
 
 FORMS = ("html", "md", "json")
+
+TABLES = ("result", "sample", "block", "samples")
+
+FILES = ("csv", "jsonl", "parquet")
 
 DISTANCES = ("l0+l1", "l0+l2", "l0+linf", "l1", "l2", "linf")
 
@@ -79,7 +87,20 @@ def build() -> Parser:
         "--version", action="version", version=f"robustx {__version__}", help="show the version and exit"
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
-    for add in (_evaluate, _resume, _attack, _counterfactual, _explain, _report, _compare, _doctor):
+    for add in (
+        _evaluate,
+        _resume,
+        _attack,
+        _counterfactual,
+        _explain,
+        _report,
+        _compare,
+        _verify,
+        _merge,
+        _export,
+        _ls,
+        _doctor,
+    ):
         add(commands)
     return parser
 
@@ -366,6 +387,91 @@ corrected for the number of pairs. Notes say what the runs do not share, such as
         "RUN [RUN...]",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folders that robustx evaluate wrote")
+    _manner(p, computes=False)
+
+
+def _verify(commands: Any) -> None:
+    p = _command(
+        commands,
+        "verify",
+        "Does a run come out as it is stored? Computes its numbers again, from the stored adversarial examples.",
+        """\
+examples:
+  robustx verify runs/digits
+  robustx verify runs/digits --again              also that attacks failed where they say so; takes as long as the run
+  robustx verify runs/digits --json | jq .differences
+
+Files against their digests, samples and models against the run's, each example against the bounds, its budget, its
+distance and the model's answer now, lower bounds and corruptions made again, the summary against the rows. Exit code 1
+says that something differs.
+""",
+        "RUN",
+    )
+    p.add_argument("run", metavar="RUN", help="the run folder that robustx evaluate wrote")
+    p.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    p.add_argument("--again", action="store_true", help="make attacks and explanations again too")
+    _manner(p)
+
+
+def _merge(commands: Any) -> None:
+    p = _command(
+        commands,
+        "merge",
+        "Make one run of several folders of the same run, such as shards from machines that share no disk.",
+        """\
+examples:
+  robustx merge runs/part-0 runs/part-1 --out runs/whole
+
+Nothing is computed: once all blocks are there, robustx resume completes the whole, which needs the models. Another run
+is refused with what differs; a block that is in two folders must be the same in both. Interrupted, the same command
+goes on.
+""",
+        "RUN RUN... --out DIR",
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="run folders that robustx evaluate wrote")
+    p.add_argument("--out", metavar="DIR", required=True, help="the folder of the whole run; new, or of the same run")
+    _manner(p, computes=False)
+
+
+def _export(commands: Any) -> None:
+    p = _command(
+        commands,
+        "export",
+        "Hand the tables of a run to other programs.",
+        """\
+examples:
+  robustx export runs/digits --to parquet
+  robustx export runs/digits --to csv --table samples --out samples.csv
+  robustx export runs/digits --to jsonl --out - | head -n 3
+
+Tables: result (a row for each model, attack, sample and budget), sample, block (a row for each step, with its file and
+seconds), samples (what became of each sample). Missing is an empty field in csv and null in jsonl and parquet; an
+infinite number is inf in csv, and null in jsonl, where JSON has none.
+""",
+        "RUN --to FORMAT",
+    )
+    p.add_argument("run", metavar="RUN", help="the run folder that robustx evaluate wrote")
+    p.add_argument("--to", choices=FILES, required=True, help=f"{', '.join(FILES)}")
+    p.add_argument("--table", choices=TABLES, default="result", help=f"{', '.join(TABLES)} (default: result)")
+    p.add_argument("--out", metavar="FILE", help="where to (default: TABLE.FORMAT in RUN); - is standard output")
+    _manner(p, computes=False)
+
+
+def _ls(commands: Any) -> None:
+    p = _command(
+        commands,
+        "ls",
+        "Which runs are there, how far are they, and what came out?",
+        """\
+examples:
+  robustx ls
+  robustx ls results --json
+
+Robust accuracy is that of each model at the run's middle budget; of an unfinished run, on the samples that are done.
+""",
+        "[DIR]",
+    )
+    p.add_argument("dir", nargs="?", default="runs", metavar="DIR", help="where to look, at any depth (default: runs)")
     _manner(p, computes=False)
 
 

@@ -2,20 +2,13 @@
 
 from argparse import Namespace
 
-from .. import evaluation
 from ..evaluation import Run
 from .evaluate import work
-from .opening import device
+from .opening import of_run
 
 
 def run(asked: Namespace) -> int:
     """Do what is left of a run, from what its folder says of it."""
     begun = Run(asked.run)
-    try:
-        models, data = evaluation.opened(begun.spec, device(asked.device))
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise type(error)(
-            f"the models or data of {asked.run!r} cannot be opened from their names: {error}; resume where they can, "
-            "or call robustx.evaluation.evaluate again with the objects and the same out="
-        ) from None
+    models, data = of_run(begun, asked.device, "robustx.evaluation.evaluate again with the objects and the same out=")
     return work(asked, begun.spec, models, data, begun.folder)

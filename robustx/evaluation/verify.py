@@ -177,11 +177,13 @@ class _Audit:
         if not same:
             self._found(kind, work, sample, stored, recomputed)
 
-    def json(self, kind: str, work: Work | None, sample: int | None, stored: Any, recomputed: Any) -> None:
-        """One check for each place of two pieces of JSON; numbers with a fraction count to nine digits."""
+    def json(
+        self, kind: str, work: Work | None, sample: int | None, stored: Any, recomputed: Any, give: float = 1e-9
+    ) -> None:
+        """One check for each place of two pieces of JSON; numbers with a fraction to within a share of them."""
         self.checks[kind] += _leaves(recomputed)
         for at, a, b in differing(stored, recomputed):
-            if not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-9)):
+            if not (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=give)):
                 self._found(kind, work, sample, f"{at} = {a}", f"{at} = {b}")
 
     def _found(self, kind: str, work: Work | None, sample: int | None, stored: Any, recomputed: Any) -> None:
@@ -370,7 +372,7 @@ def _redone(
         )
         _tensor(audit, work, name, tensors.get(name), t, room, kind)
     notes = json.loads(store.told(work, "notes"))
-    audit.json(kind, work, None, {"notes": notes}, {"notes": json.loads(json.dumps(fresh.notes))})
+    audit.json(kind, work, None, {"notes": notes}, {"notes": json.loads(json.dumps(fresh.notes))}, give)
 
 
 def _alike(a: Row, b: Row, give: float, scale: float) -> bool:

@@ -9,10 +9,24 @@ import pytest
 
 from robustx import __version__, attacks
 from robustx.cli import explain
-from robustx.cli.parser import DISTANCES, parse
+from robustx.cli.parser import DISTANCES, FILES, TABLES, parse
 from robustx.counterfactual import explainer
+from robustx.evaluation import export
 
-COMMANDS = ("evaluate", "attack", "counterfactual", "explain", "report", "compare", "doctor")
+COMMANDS = (
+    "evaluate",
+    "resume",
+    "attack",
+    "counterfactual",
+    "explain",
+    "report",
+    "compare",
+    "verify",
+    "merge",
+    "export",
+    "ls",
+    "doctor",
+)
 HERE = Path(__file__).parents[2]
 
 
@@ -21,8 +35,8 @@ def python(*argv):
 
 
 def examples(text):
-    """The commands that a help text shows; what stands behind two blanks is a remark."""
-    return [line.split() for line in re.findall(r"^  robustx (.+?)(?:   .*)?$", text, re.MULTILINE)]
+    """The commands that a help text shows; what stands behind three blanks is a remark, behind a pipe another program."""
+    return [line.split() for line in re.findall(r"^  robustx (.+?)(?:   .*| \|.*)?$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -48,6 +62,7 @@ def test_help_names_all_attacks_methods_and_strategies(run):
     assert all(name in run("explain", "--help").out for name in explain.METHODS)
     assert all(f" {name}" in run("counterfactual", "--help").out for name in explainer.STRATEGIES)
     assert tuple(explainer.DISTANCES) == DISTANCES
+    assert (tuple(export.TABLES), tuple(export.FORMATS)) == (TABLES, FILES)
 
 
 @pytest.mark.parametrize("argv", [("--help",), ("--version",), *((c, "--help") for c in COMMANDS)], ids=" ".join)
