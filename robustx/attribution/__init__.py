@@ -30,7 +30,7 @@ from .conductance import (
     InternalInfluence,
     LayerConductance,
     NeuronConductance,
-    influence,
+    internal_influence,
     layer_conductance,
     neuron_conductance,
 )
@@ -46,6 +46,7 @@ from .gradient import (
     saliency,
 )
 from .guided import Deconvolution, GuidedBackprop, NeuronDeconvolution, NeuronGuidedBackprop
+from .influence import DataInfluence, KMostInfluentialResults, TracInCP, TracInCPBase
 from .inputs import (
     InterpretableEmbeddingBase,
     ModelInputWrapper,
@@ -172,6 +173,7 @@ __all__ = [
     "ClassSummarizer",
     "CommonStats",
     "Count",
+    "DataInfluence",
     "DataLoaderAttribution",
     "Deconvolution",
     "DeepLift",
@@ -195,6 +197,7 @@ __all__ = [
     "IntegratedGradients",
     "InternalInfluence",
     "InterpretableEmbeddingBase",
+    "KMostInfluentialResults",
     "KernelShap",
     "LayerActivation",
     "LayerAttnLRP",
@@ -259,6 +262,8 @@ __all__ = [
     "SummarizerSingleTensor",
     "Surrogate",
     "TokenReferenceBase",
+    "TracInCP",
+    "TracInCPBase",
     "TransformerRelevance",
     "Var",
     "WSquareRule",
@@ -278,10 +283,10 @@ __all__ = [
     "guided_path",
     "hires_cam",
     "important_directions",
-    "influence",
     "input_x_gradient",
     "integrated_gradients",
     "interactions",
+    "internal_influence",
     "kernel_shap",
     "layer_cam",
     "layer_conductance",

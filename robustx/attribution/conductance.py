@@ -40,7 +40,7 @@ def layer_conductance(f: Probe, reference: Reference, quadrature: Quadrature) ->
     return _added(shares(), torch.ones_like(quadrature[1]), f.examples)
 
 
-def influence(f: Probe, reference: Reference, quadrature: Quadrature) -> Tensors:
+def internal_influence(f: Probe, reference: Reference, quadrature: Quadrature) -> Tensors:
     """The layer's mean gradient while the inputs walk from the reference: [B, ...] for each tensor where f stands.
 
     Leino, Sen, Datta, Fredrikson, Li (2018), definition 1, with the uniform distribution on that straight way.
@@ -240,7 +240,7 @@ class InternalInfluence(LayerAttribution):
         _, f = self._bind(
             inputs, target, additional_forward_args, additional_forward_kwargs, internal_batch_size, at=site
         )
-        return self._out(site, influence(f, through(baselines), quadrature))
+        return self._out(site, internal_influence(f, through(baselines), quadrature))
 
 
 class NeuronConductance(NeuronAttribution):

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(total: int, what: str, show: bool = True, unit: str = "it") -> Iterator[Callable[[int], object]]:
-    """Yields a function that is told how much more is done; draws nothing unless ``show``."""
+def progress(total: int | None, what: str, show: bool = True, unit: str = "it") -> Iterator[Callable[[int], object]]:
+    """Yields a function that is told how much more is done; draws nothing unless ``show``.
+
+    Without a total it counts alone.
+    """
     if not show:
         yield lambda _: None
         return

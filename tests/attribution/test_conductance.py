@@ -20,7 +20,6 @@ from robustx.attribution.conductance import (
     InternalInfluence,
     LayerConductance,
     NeuronConductance,
-    influence,
     layer_conductance,
 )
 from robustx.attribution.path import RULES, quadrature_of
@@ -166,7 +165,7 @@ def test_neurons(model, rule, to_input, multiply):
 
 @models
 def test_trapezoids(model):
-    """Weights add up to one for influence, as captum's do for the conductance of neurons; that of layers has none."""
+    """Weights add up to one for internal_influence, as captum's do for the conductance of neurons; that of layers has none."""
     model, x = case(model)
     options = {"target": 1, "n_steps": 5, "method": "riemann_trapezoid"}
     assert_agree(LayerConductance, model, x, **options)
