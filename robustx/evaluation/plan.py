@@ -1,6 +1,6 @@
 """Plans: the units of work that a specification consists of."""
 
-from .spec import BOUND, CLEAN, CORRUPTION, EXPLANATION, Spec
+from .spec import BOUND, CLEAN, CORRUPTION, EXPLANATION, SOUNDNESS, Spec
 from .store import Work
 
 
@@ -27,5 +27,5 @@ def positions(spec: Spec, count: int, block: int) -> range:
 
 def closing(spec: Spec) -> list[Work]:
     """What is done once, after all blocks."""
-    labels = [EXPLANATION] if spec.explain else []
+    labels = ([SOUNDNESS] if spec.soundness else []) + ([EXPLANATION] if spec.explain else [])
     return [Work(m, label, 0) for label in labels for m in spec.names]

@@ -3,19 +3,40 @@
 import csv
 import io
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from ..zoo import class_name
-from .plan import attacks, closing, plan
-from .spec import CLEAN, EXPLANATION, Spec
-from .statistics import Cumulative, Outcome, compare, cumulative, curve, distances, plain
-from .store import Store, Work, read_about, write
+from .corruptions import Baseline, summarise_corruptions
+from .plan import closing, parts, plan
+from .spec import BOUND, CLEAN, CORRUPTION, EXPLANATION, SOUNDNESS, Spec
+from .statistics import (
+    Cumulative,
+    Outcome,
+    certified,
+    compare,
+    cost,
+    cumulative,
+    curve,
+    distances,
+    holm,
+    per_class,
+    plain,
+    share,
+    steps,
+)
+from .store import Row, Store, Work, read_about, write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Run:
@@ -81,8 +102,7 @@ class Run:
     @property
     def cap(self) -> float | None:
         """The largest distance at which adversarial examples were looked for; None if none was searched for."""
-        caps = [float(a.options.get("eps", self.spec.cap)) for a in self.spec.attacks if a.minimal]
-        return max(caps, default=None)
+        return max((self.spec.cap_of(a) for a in self.spec.attacks if a.minimal), default=None)
 
     def summary(self) -> dict[str, Any]:
         """All statistics, as JSON can hold them: null stands for what is infinite or undefined."""
@@ -90,6 +110,7 @@ class Run:
         models = []
         for o in stored.outcomes:
             clean, *robust = curve(o, eps)
+            rows = stored.rows[o.model]
             models.append(
                 {
                     "name": o.model,
@@ -97,15 +118,17 @@ class Run:
                     "robust": [{"eps": e, **asdict(s)} for e, s in zip(eps, robust, strict=True)],
                     "flagged": int(o.flagged.sum()),
                     "distances": {**asdict(distances(o)), "largest_tried": self.cap},
+                    "curve": steps(o),
+                    "per_class": per_class(o, eps, self.data["classes"]),
                     "attacks": stored.attacks[o.model],
+                    "cost": cost(rows),
                     "warnings": stored.warnings[o.model],
+                    "divided": stored.divided[o.model],
+                    **self._bounds(o, rows),
+                    **self._corruptions(rows),
+                    **({"soundness": stored.soundness[o.model]} if o.model in stored.soundness else {}),
                 }
             )
-        pairs = [
-            {"first": a.model, "second": b.model, "eps": e, **asdict(compare(*seen))}
-            for a, b in combinations(stored.outcomes, 2)
-            for e, seen in [(0.0, (a.correct, b.correct)), *((e, (a.robust(e), b.robust(e))) for e in eps)]
-        ]
         told: dict[str, Any] = plain(
             {
                 "run": {k: self.about[k] for k in ("spec_sha256", "versions", "device")},
@@ -115,10 +138,50 @@ class Run:
                 "finished": stored.finished,
                 "samples": len(stored.outcomes[0]),
                 "models": models,
-                "comparisons": pairs,
+                "comparisons": self._comparisons(),
             }
         )
         return told
+
+    def _comparisons(self) -> list[dict[str, Any]]:
+        """Every two models at every budget; p-values are corrected for the number of pairs."""
+        told = []
+        for e in (0.0, *self.spec.eps):
+            pairs = list(combinations(self.outcomes, 2))
+            found = [compare(a.robust(e), b.robust(e)) if e else compare(a.correct, b.correct) for a, b in pairs]
+            corrected = holm([c.p_value for c in found])
+            told += [
+                {"first": a.model, "second": b.model, "eps": e, **asdict(c), "corrected": p}
+                for (a, b), c, p in zip(pairs, found, corrected, strict=True)
+            ]
+        return told
+
+    def _bounds(self, outcome: Outcome, rows: Mapping[str, list[Row]]) -> dict[str, Any]:
+        """Of each lower bound, the share of samples that are proved to keep their label, and the median radius."""
+        told = []
+        for bound in self.spec.bounds:
+            radius = certified(outcome, rows[BOUND + bound.label])
+            shares = [share(int((radius > e).sum()), len(radius)) for e in (0.0, *self.spec.eps)]
+            told.append(
+                {
+                    "label": bound.label,
+                    "method": bound.name,
+                    "accuracy": [{"eps": e, **asdict(s)} for e, s in zip((0.0, *self.spec.eps), shares, strict=True)],
+                    "median": float(np.median(radius)) if len(radius) else math.nan,
+                }
+            )
+        return {"certified": told} if told else {}
+
+    def _corruptions(self, rows: Mapping[str, list[Row]]) -> dict[str, Any]:
+        """What corruptions do, compared with the first model of the run where there are several."""
+        names = self.spec.corruptions
+        if not names:
+            return {}
+        first = self._stored.rows[self.spec.names[0]]
+        baseline = Baseline.of(self.spec.names[0], first[CLEAN], {n: first[CORRUPTION + n] for n in names})
+        several = len(self.spec.names) > 1
+        tried = {n: rows[CORRUPTION + n] for n in names}
+        return {"corruptions": summarise_corruptions(rows[CLEAN], tried, baseline if several else None)}
 
     def samples(self) -> list[dict[str, Any]]:
         """What became of each sample, one dict per model and sample; None stands for what there is not."""
@@ -158,6 +221,17 @@ class Run:
         table.writerows(rows)
         return text.getvalue()
 
+    def to_pandas(self, table: str = "result") -> "pd.DataFrame":
+        """A table of the run as a pandas frame: ``result``, ``sample`` or ``block`` of the store, or ``samples``.
+
+        Raises:
+            ValueError: no such table.
+            ImportError: pandas is not installed.
+        """
+        from .export import frame  # which reads runs
+
+        return frame(self.folder, table)
+
     def explanation(self, model: str) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
         """Why samples were chosen and what was noted of each, and tensors; None if not made.
 
@@ -188,8 +262,11 @@ class _Stored:
     """What a run folder holds of the blocks that went through everything; lists by model."""
 
     outcomes: list[Outcome]
+    rows: dict[str, dict[str, list[Row]]]
     attacks: dict[str, list[Cumulative]]
     warnings: dict[str, list[str]]
+    divided: dict[str, int]  # blocks that memory did not hold whole: the same to rounding only
+    soundness: dict[str, Any]
     seconds: dict[str, dict[str, float]]
     samples: list[tuple[int, str, int]]
     fingerprint: str
@@ -198,19 +275,27 @@ class _Stored:
     @classmethod
     def read(cls, store: Store, spec: Spec, count: int) -> "_Stored":
         done, samples = store.done(), store.samples()
-        needed = attacks(spec)
-        missing = {w.block for w in plan(spec, count) if w.attack in needed and w not in done}
+        missing = {w.block for w in plan(spec, count) if w not in done}
         finished = all(w in done for w in [*plan(spec, count), *closing(spec)])
         y, names = [label for _, _, label in samples], [a.label for a in spec.attacks]
-        outcomes, told, warnings, seconds = [], {}, {}, {}
+        tried = [(spec.cap_of(a),) if a.minimal else a.eps or spec.eps for a in spec.attacks]
+        outcomes: list[Outcome] = []
+        every, told, warnings, divided, seconds = {}, {}, {}, {}, {}
+        soundness: dict[str, Any] = {}
         for m in spec.names:
-            clean, *rows = (
-                [r for r in store.rows(m, label) if r.position // spec.block_size not in missing]
-                for label in (CLEAN, *names)
-            )
+            every[m] = {
+                label: [r for r in store.rows(m, label) if r.position // spec.block_size not in missing]
+                for label in parts(spec)
+            }
+            clean, rows = every[m][CLEAN], [every[m][label] for label in names]
             upto = [Outcome.of(m, y, clean, rows[: k + 1]) for k in range(len(rows))]
             outcomes.append(upto[-1])
-            told[m] = cumulative(upto, rows, names, spec.eps)
+            told[m] = cumulative(upto, rows, names, spec.eps, tried)
             warnings[m] = sorted({n for label in names for block in store.notes(m, label) for n in block})
-            seconds[m] = {label: store.seconds(m, label) for label in (CLEAN, *names, EXPLANATION)}
-        return cls(outcomes, told, warnings, seconds, samples, store.fingerprint(), finished)
+            divided[m] = sum(n is not None for label in parts(spec) for n in store.blocks(m, label, "micro_batch"))
+            for (note,) in store.notes(m, SOUNDNESS):
+                soundness[m] = note
+            last = dict.fromkeys(w.attack for w in closing(spec))
+            seconds[m] = {label: store.seconds(m, label) for label in (*parts(spec), *last)}
+        sha = store.fingerprint()
+        return cls(outcomes, every, told, warnings, divided, soundness, seconds, samples, sha, finished)

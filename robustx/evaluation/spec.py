@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,6 +11,7 @@ import msgspec
 import torch
 
 from ..attacks import ATTACKS, Attack, make
+from ..perturb.corruptions import CORRUPTIONS, EXTRA
 from ..perturb.goals import Leave
 from ..perturb.norms import norm_of
 
@@ -177,6 +179,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         corruptions: common corruptions that the models are tried on; ``("all",)``: all of them.
         severities: of these, from 1 to 5.
         soundness: whether the evaluation itself is checked, on a few samples.
+        independent: whether every attack sees every sample, so that attacks can be compared with one another; else
+            each sees what those before it left standing, which is cheaper and ends in the same accuracies.
         explain: how many of the most instructive samples are explained.
         counterfactual: whether they get a counterfactual too.
         segments: about how many superpixels an image is cut into for its counterfactual.
@@ -203,6 +207,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     soundness: bool = True
+    independent: bool = False
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -251,6 +256,10 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def cap(self) -> float:
         """The largest distance that a search for minimal distances tries, unless its options say otherwise."""
         return 2 * self.eps[-1]
+
+    def cap_of(self, attack: AttackSpec) -> float:
+        """The largest distance that this search for minimal distances tries."""
+        return float(attack.options.get("eps", self.cap))
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no blanks; the same specification gives the same text."""
@@ -339,8 +348,16 @@ def _bounds(bounds: Any) -> tuple[BoundSpec, ...]:
 
 
 def _corruptions(names: Any) -> tuple[str, ...]:
+    known = CORRUPTIONS + EXTRA
     given = (names,) if isinstance(names, str) else tuple(names)
-    return given
+    if given == ("all",):
+        return known
+    unknown = [n for n in given if n not in known]
+    if unknown:
+        near = get_close_matches(str(unknown[0]), known, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no corruption is called {unknown[0]!r}; {hint}known are all, {', '.join(known)}")
+    return tuple(dict.fromkeys(given))
 
 
 def _nothing(x: Any) -> Any:

@@ -463,6 +463,14 @@ def cumulative(
     return told
 
 
+def certified(outcome: Outcome, rows: Iterable[Row]) -> Floats:
+    """Within which radius each sample is proved to keep its label, from the rows of a bound; 0: it is not [N]."""
+    labels, radius = dict(zip(outcome.position.tolist(), outcome.label.tolist(), strict=True)), dict[int, float]()
+    for row in rows:
+        radius[row.position] = row.distance if row.prediction == labels.get(row.position) and not row.flagged else 0.0
+    return np.array([radius.get(p, 0.0) for p in outcome.position.tolist()], np.float64)
+
+
 def moved(outcome: Outcome, classes: int) -> Ints:
     """From which class into which samples fall at the smallest budget, [label, class it is taken for]."""
     table = np.zeros((classes, classes), np.int64)

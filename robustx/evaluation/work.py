@@ -22,13 +22,18 @@ from ..engine.memory import out_of_memory, shortages
 from ..zoo import Data, as_data
 from .block import Block, Finished, attack_block, clean_block
 from .callbacks import Bars, Callback, Step, tell
+from .certified import bound_block
+from .corruptions import corruption_block
 from .explanations import centre, explain, instructive
 from .identity import content, identity
 from .plan import closing, parts, plan, positions
 from .run import Run
-from .spec import BOUND, CLEAN, CORRUPTION, Spec
+from .soundness import soundness_of
+from .spec import BOUND, CLEAN, CORRUPTION, SOUNDNESS, Spec
 from .statistics import Outcome
 from .store import Store, Work
+
+LOOKED_AT = 128  # samples of which some are taken to check the evaluation on: the first that the model is right about
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ class Job:
 
     def block(self, work: Work) -> Block:
         """The samples of a unit of work."""
-        where = positions(self.spec, len(self.here), work.block)
+        return self.part(positions(self.spec, len(self.here), work.block))
+
+    def part(self, where: range) -> Block:
+        """Consecutive samples."""
         part = self.here[where.start : where.stop]
         return Block(part.x, part.y, where, part.bounds)
 
@@ -170,13 +178,18 @@ def do(store: Store, job: Job, work: Work, block: Block) -> Finished:
     spec, model = job.spec, job.models[work.model]
     if work.attack == CLEAN:
         return clean_block(model, block)
+    if work.attack.startswith(BOUND):
+        bound = next(b for b in spec.bounds if BOUND + b.label == work.attack)
+        return bound_block(model, block, bound.name, bound.options, spec)
+    if work.attack.startswith(CORRUPTION):
+        return corruption_block(model, block, work.attack.removeprefix(CORRUPTION), spec.severities, spec)
     k = parts(spec).index(work.attack) - 1
     return attack_block(model, block, spec.attacks[k], spec, fallen_before(store, job, work.model, block, k))
 
 
 def fallen_before(store: Store, job: Job, model: str, block: Block, k: int) -> Tensor:
     """The smallest budgets at which the samples of a block are known to fall before attack k; 0: leave it alone [B]."""
-    known = _known(store, job.spec, job.labels, model, block.positions, k)
+    known = _known(store, job.spec, job.labels, model, block.positions, 0 if job.spec.independent else k)
     fallen = torch.from_numpy(known.fallen)
     fallen[torch.from_numpy(known.flagged)] = 0
     return fallen
@@ -251,6 +264,8 @@ class Tally:
 
 def close(store: Store, job: Job, work: Work) -> Finished:
     """What is done once, when all blocks are there."""
+    if work.attack == SOUNDNESS:
+        return soundness_of(job.models[work.model], job.part(range(min(LOOKED_AT, len(job.here)))), job.spec)
     run = Run(store.folder)
     outcome = next(o for o in run.outcomes if o.model == work.model)
     return _explain(store, job, outcome, instructive(run.outcomes, job.spec.explain))

@@ -29,7 +29,7 @@ def models():
 
 
 def spec(**changes):
-    given = {"eps": (0.1, 0.3), "attacks": ATTACKS, "block_size": 8, "explain": 3, "seed": 5}
+    given = {"eps": (0.1, 0.3), "attacks": ATTACKS, "block_size": 8, "explain": 3, "seed": 5, "soundness": False}
     return Spec(models=("digits", "digits-robust"), data="digits", **{**given, **changes})
 
 
@@ -251,7 +251,7 @@ def test_a_model_without_gradients_on_the_way_still_has_a_report_of_itself(digit
         out = net(x)
         return torch.where(((x * 16) % 1 != 0).flatten(1).any(1, keepdim=True), torch.nan, out)
 
-    s = Spec(models=("picky",), data="digits", eps=0.1, attacks=[AttackSpec("fgsm")], explain=2)
+    s = Spec(models=("picky",), data="digits", eps=0.1, attacks=[AttackSpec("fgsm")], explain=2, soundness=False)
     run = evaluate({"picky": picky}, digits[:6], s, tmp_path)
     notes, tensors = run.explanation("picky")
     assert "NaN or infinite" in notes[0]["no_attribution"] and "attribution" not in tensors
@@ -260,7 +260,7 @@ def test_a_model_without_gradients_on_the_way_still_has_a_report_of_itself(digit
 
 
 def test_a_model_that_knows_nothing_at_all(digits, tmp_path):
-    s = Spec(models=("nan",), data="digits", eps=0.1, attacks=ATTACKS, explain=2)
+    s = Spec(models=("nan",), data="digits", eps=0.1, attacks=ATTACKS, explain=2, soundness=False)
     run = evaluate({"nan": lambda x: torch.full((len(x), 10), torch.nan)}, digits[:4], s, tmp_path)
     m = run.summary()["models"][0]
     assert (m["clean"]["count"], m["flagged"], m["distances"]["quartiles"]) == (0, 4, [None] * 3)
