@@ -165,7 +165,7 @@ def test_neurons(model, rule, to_input, multiply):
 
 @models
 def test_trapezoids(model):
-    """Weights add up to one for internal_influence, as captum's do for the conductance of neurons; that of layers has none."""
+    """Weights add up to one for influence, as captum's do for the conductance of neurons; that of layers has none."""
     model, x = case(model)
     options = {"target": 1, "n_steps": 5, "method": "riemann_trapezoid"}
     assert_agree(LayerConductance, model, x, **options)
@@ -489,7 +489,7 @@ def test_no_more_than_a_batch_of_the_path_is_held(method):
                 most = max(most, sum(t() is not None for t in held))
                 yield at
 
-    method = layer_conductance if method is LayerConductance else influence
+    method = layer_conductance if method is LayerConductance else internal_influence
     f = Watched(model, (x,), Output(1), Layer(model.body[2]), pace=Pace(6))
     method(f, through(None), quadrature_of("gausslegendre", 60))
     assert len(held) == 2 * 40 and most <= 2 * 3
