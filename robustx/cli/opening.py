@@ -5,18 +5,20 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import zoo
 from ..engine import Door
-from ..evaluation import Run, opened
 from ..perturb import as_logits
 from ..zoo import Data
 from ..zoo.address import near
 from ..zoo.checkpoints import load_weights
+
+if TYPE_CHECKING:
+    from ..evaluation import Run
 
 SMALL = 1_000_000  # parameters; below it a second thread costs more than it brings
 
@@ -71,8 +73,10 @@ def subjects(asked: Namespace, names: Sequence[str]) -> list[Subject]:
     return found
 
 
-def of_run(run: Run, name: str, call: str) -> tuple[dict[str, nn.Module], Data]:
+def of_run(run: "Run", name: str, call: str) -> tuple[dict[str, nn.Module], Data]:
     """The models and the data that a run names, on a device; an error also says what to ``call`` instead."""
+    from ..evaluation import opened  # which loads attributions and more, that other commands do without
+
     try:
         return opened(run.spec, device(name))
     except (ValueError, TypeError, OSError, ImportError) as error:

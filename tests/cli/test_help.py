@@ -35,7 +35,7 @@ def python(*argv):
 
 
 def examples(text):
-    """The commands that a help text shows; what stands behind three blanks is a remark, behind a pipe another program."""
+    """The commands that a help text shows, without remarks (behind three blanks) and pipes to other programs."""
     return [line.split() for line in re.findall(r"^  robustx (.+?)(?:   .*| \|.*)?$", text, re.MULTILINE)]
 
 
