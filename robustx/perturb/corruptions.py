@@ -179,7 +179,7 @@ def snow(
 def frost(x: Floats, draw: Draw, keep: float, ice: float, shrink: int) -> Floats:
     """The picture behind a frozen pane.
 
-    The authors lay crops of six photographs over it. Here the ice is drawn, see :func:`robustx.perturb.textures.frost`,
+    The authors lay crops of photographs over it. Here the ice is drawn, see :func:`robustx.perturb.textures.frost`,
     as bright and as rich in contrast as theirs on average; ``shrink`` is how much finer it is made.
     """
     h, w = x.shape[:2]
