@@ -20,6 +20,7 @@ from robustx.attribution.conductance import (
     InternalInfluence,
     LayerConductance,
     NeuronConductance,
+    internal_influence,
     layer_conductance,
 )
 from robustx.attribution.path import RULES, quadrature_of
