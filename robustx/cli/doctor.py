@@ -26,7 +26,6 @@ IMPORTED = {  # by distribution, where the module is called differently
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "pillow": "PIL",
-    "jinja2": "jinja2",
 }
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -116,7 +115,7 @@ def _packages(found: Findings) -> None:
             found.mend(
                 name, f"{version}, needed is {wanted.specifier}", f"pip install '{wanted.name}{wanted.specifier}'"
             )
-        elif name == "torchvision" or (error := _broken(IMPORTED.get(name, name))) is None:
+        elif name == "torchvision" or (error := _broken(IMPORTED.get(name, name.replace("-", "_")))) is None:
             found.ok(name, version)
         else:
             found.mend(name, f"{version} does not load: {error}", f"pip install --force-reinstall {wanted.name}")

@@ -128,6 +128,16 @@ def test_extras_tell_their_versions_and_what_is_too_old(monkeypatch):
     assert "without not-there" in findings["extra old"]["value"] and "needed: >=99" in findings["extra old"]["value"]
 
 
+def test_a_package_is_imported_by_the_name_of_its_module(monkeypatch):
+    lines = ["scikit-learn>=1", "axe-playwright_python", "Jinja2>=3", "pytest-xdist; extra == 'test'"]
+    tried = []
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "3")
+    monkeypatch.setattr(doctor, "_broken", tried.append)
+    assert set(seen(doctor._packages)) == {"scikit-learn", "axe-playwright_python", "jinja2"}
+    assert tried == ["sklearn", "axe_playwright_python", "jinja2"]
+
+
 @pytest.mark.parametrize(
     "built, hidden, state",
     [("13.0", None, "mend"), (None, None, "note"), ("13.0", "", None), ("13.0", "-1", None)],
