@@ -17,9 +17,9 @@ from ..attacks import Attack
 from ..engine.checks import ArgumentError
 from ..engine.guard import modules_of
 from ..engine.packing import flat
-from ..engine.probe import Probe
+from ..engine.probe import ModelError, Probe
 from ..engine.randomness import Noise
-from ..engine.scores import Everything, OutputError
+from ..engine.scores import Everything, Output, OutputError
 from ..engine.sites import Layer
 from ..perturb.goals import Leave
 from ..perturb.region import Region
@@ -140,20 +140,26 @@ def readouts(phi: Tensor) -> tuple[Tensor, Tensor]:
 def head_of(f: Probe) -> nn.Linear | None:
     """The linear layer that makes the model's class scores of one row of features, if it can be told.
 
-    It has as many outputs as there are scores and takes part once in a pass; of several, the last that was made.
+    It has as many outputs as there are scores, takes part once in a pass, and what it reads has a gradient; of several,
+    the last that was made.
     """
-    classes = f.to(of=Everything()).value(f.point[:1], f.everyone[:1])[0].numel()
+    one = f.everyone[:1]
+    classes = f.to(of=Everything()).value(f.point[one], one)[0].numel()
     layers = [m for top in modules_of(f.model) for m in top.modules() if isinstance(m, nn.Linear)]
     for layer in reversed(layers):
         if layer.out_features != classes:
             continue
         try:
-            here = f.to(at=Layer(layer, "input")).here
-        except (ArgumentError, OutputError):  # it is not used, or more than once, or not by rows
+            total = f.to(model=Features(f.model, layer), of=Output(_total))
+            total.grad(total.point[one], one)
+        except (ArgumentError, OutputError, ModelError):  # not used, or more than once, not by rows, out of reach
             continue
-        if len(here) == 1 and here[0].ndim == 2:
-            return layer
+        return layer
     return None
+
+
+def _total(features: Tensor) -> Tensor:
+    return features.sum(1)
 
 
 def _points(region: Region, noise: Noise) -> tuple[Tensor, Tensor]:

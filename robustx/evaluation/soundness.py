@@ -29,6 +29,7 @@ from .active import active_test
 from .block import Block, Finished, logits_of
 from .indicators import Tried, by_values, cascade, gradients, instability, share, silent, unfinished, widened
 from .spec import Spec
+from .statistics import plain
 
 SAMPLES, QUERIES, PASSES = 32, 300, 20
 """Samples that are looked at; queries of Square against what gradients leave standing; passes of a model that draws."""
@@ -90,9 +91,9 @@ class Soundness:
         return "INVALID" if "invalid" in found else "WEAK" if found else "VALID"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
-        told = asdict(self)
-        return {"verdict": self.verdict, **told, "flags": [asdict(f) for f in self.flags]}
+        """All of it, as JSON can hold it: null stands for what is infinite or undefined."""
+        told: dict[str, Any] = plain({"verdict": self.verdict, **asdict(self)})
+        return told
 
     def __repr__(self) -> str:
         cost = f"{self.samples} samples, {self.forwards} forwards, {self.backwards} backwards"
