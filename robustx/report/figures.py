@@ -74,10 +74,11 @@ def security_curves(
             told.append(f"{o.model}: {_points([0, *eps], [s.value for s in shares])}")
             for c in certified.get(o.model, ()):
                 at, value = [p["eps"] for p in c["accuracy"]], [p["value"] for p in c["accuracy"]]
-                ax.plot(
+                ax.step(
                     at,
                     [100 * v for v in value],
                     MARKS[k % len(MARKS)],
+                    where="pre",  # what is proved within a budget is proved within any smaller one
                     linestyle=(0, (1, 1.6)),
                     linewidth=1.4,
                     markersize=4.5,

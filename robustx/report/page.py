@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..evaluation.run import Run
+from ..evaluation.spec import BOUND, CORRUPTION
 from ..evaluation.statistics import Outcome, moved
 from ..evaluation.store import write as write_file
 from ..zoo import class_name
@@ -122,9 +123,9 @@ def _shown(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
         "signs": figures.SIGNS,
         "curve": figures.security_curves(run.outcomes, spec.eps, axis, certified),
         "histograms": figures.distance_histograms(run.outcomes, far, run.cap or spec.eps[-1]),
-        "seconds": {m: run.seconds(m) for m in spec.names},
         "reasons": [_reason(o, norm, spec.eps) for o in run.outcomes],
         "per": words.per(norm, kind, _step(norm, spec.eps)),
+        "costs": [_cost(m, run.seconds(m["name"])) for m in summary["models"]],
         "classes": [_weakest(m, len(spec.eps) // 2) for m in summary["models"]],
         "confusions": [_confusions(o, run.data["classes"]) for o in run.outcomes],
         "gallery": _gallery(run),
@@ -159,6 +160,19 @@ def _reason(outcome: Outcome, norm: str, eps: Sequence[float]) -> dict[str, floa
         "lead": float(np.median(outcome.lead[right])) if right.any() else math.nan,
         "lost": float(np.median(lost)) if fell.any() else math.nan,
     }
+
+
+def _cost(m: Mapping[str, Any], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What each part of a run cost: all corruptions are one part, and lower bounds go by their labels."""
+    parts: dict[str, dict[str, Any]] = {}
+    for c in m.get("cost", ()):
+        label: str = c["attack"]
+        name = "corruptions" if label.startswith(CORRUPTION) else label.removeprefix(BOUND)
+        took = seconds.get(label, math.nan) if label != "total" else sum(seconds.values())
+        known = parts.setdefault(name, {"samples": c["samples"]})
+        for what, value in (*((k, c[k]) for k in ("forwards", "backwards", "per_sample", "most")), ("seconds", took)):
+            known[what] = known.get(what, 0) + (value or 0)
+    return [{"part": name, **told} for name, told in parts.items()]
 
 
 def _weakest(m: Mapping[str, Any], quoted: int) -> list[dict[str, Any]]:

@@ -170,7 +170,7 @@ def judged(m: Mapping[str, Any]) -> dict[str, Any] | None:
     if found is None:
         if not m["warnings"]:
             return None
-        found = {"verdict": "WEAK", "flags": []}
+        found = {"verdict": "WEAK", "flags": [], "measured": {}}
     return {**found, "means": SOUND[found["verdict"]]}
 
 

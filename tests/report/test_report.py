@@ -186,9 +186,16 @@ def test_warnings_of_attacks_are_said(tmp_path):
     spec = Spec(models=("a", "b"), data="data", eps=(0.3,), attacks=[AttackSpec("fgsm")], explain=1)
     run = evaluate({"a": rounding, "b": torch.nn.Linear(3, 2)}, data, spec, tmp_path)
     words_ = Page(report.write(tmp_path).read_text()).words
-    assert "a WEAK" in words_ and "b WEAK" not in words_ and "a stronger attack may well lower its numbers" in words_
-    assert words_.count("ZeroGradientWarning") == 1 and len(run.summary()["models"][0]["warnings"]) == 1
-    assert "**WEAK**" in report.render(run, "md")
+    assert "a INVALID" in words_ and "b INVALID" not in words_ and "zero-gradient, invalid" in words_
+    assert "Try next: give the function that rounds another one's gradient with BPDA" in words_
+    assert len(run.summary()["models"][0]["warnings"]) == 1 and "**INVALID**" in report.render(run, "md")
+
+
+def test_where_nothing_was_checked_warnings_of_attacks_stand_in(digits, more):
+    run = more(digits, soundness=None, warnings=["ZeroGradientWarning: <1 of 16>", "ZeroGradientWarning: <2 of 16>"])
+    words_ = Page(report.render(run)).words
+    assert "digits WEAK" in words_ and "a stronger attack may well lower its numbers" in words_
+    assert words_.count("ZeroGradientWarning") == 1
 
 
 @pytest.mark.parametrize("form", ["html", "md", "json"])
@@ -211,12 +218,12 @@ def more(monkeypatch):
 
 def test_the_verdict_comes_first_with_its_reasons_and_what_to_try(digits, more):
     flag = {"name": "zero-backward", "severity": "invalid", "reason": "<Gradients> vanish.", "next": "Try Square."}
-    run = more(digits, soundness={"verdict": "INVALID", "flags": [flag]})
+    run = more(digits, soundness={"verdict": "INVALID", "flags": [flag], "measured": {"zero": 0.75}, "samples": 8})
     page = Page(report.render(run)).words
     for words_ in (page, report.render(run, "md").replace("&lt;", "<").replace("&gt;", ">")):
         said = [words_.index(s) for s in ("INVALID", "should not be quoted", "<Gradients> vanish.", "Try Square.")]
         assert said == sorted(said) and said[-1] < words_.index("Accuracy, clean and under attack")
-    assert "digits is the more robust" not in page
+    assert "digits is the more robust" not in page and "on 8 images" in page and "zero 0.75" in page
 
 
 def test_what_is_proved_lies_below_what_was_not_fooled(digits, more):
