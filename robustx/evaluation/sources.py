@@ -39,6 +39,7 @@ def opened(spec: Spec, device: str | torch.device = "cpu") -> tuple[dict[str, nn
             torch.manual_seed(0)
             models[m.name] = zoo.model(_source(m), **_options(m)).to(device)
     low, high = (b.to(device) if isinstance(b, Tensor) else b for b in data.bounds)
+    data = replace(data, name=samples.name)  # a callable may return data that bear a name of their own
     return models, replace(data, x=data.x.to(device), y=data.y.to(device), bounds=(low, high))
 
 
