@@ -131,11 +131,11 @@ def test_what_a_folder_may_not_be(folder, name, error, message):
 # --- what unfolds to more than a machine can hold ----------------------------------------------------------
 
 
-@pytest.fixture
-def bomb(folder):
-    """A picture of a few kilobytes that unfolds to 26 million pixels, among others."""
+@pytest.fixture(params=[(5200, 5000), (8000, 8000)], ids=["over", "far over"])
+def bomb(folder, request):
+    """A picture of a few kilobytes that unfolds to 26 or 64 million pixels, among others."""
     file = folder / "cat" / "0.png"
-    picture(file, 0, (5200, 5000), mode="1")
+    picture(file, 0, request.param, mode="1")
     assert file.stat().st_size < 10_000
     (folder / "flat").mkdir()
     file.rename(folder / "flat" / "0.png")
