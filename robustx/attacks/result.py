@@ -55,12 +55,12 @@ class AttackResult:
     def __repr__(self) -> str:
         n = len(self)
         if not n:
-            return "AttackResult(no examples)"
+            return f"{type(self).__name__}(no examples)"
         share = self.success.double().mean()
         near = self.distance[self.success]
         told = f", median distance {near.median():.4g}" if len(near) else ""
         return (
-            f"AttackResult({int(self.success.sum())} of {n} reached the goal ({share:.1%}){told}; "
+            f"{type(self).__name__}({int(self.success.sum())} of {n} reached the goal ({share:.1%}){told}; "
             f"{self.forwards.double().mean():.1f} forwards and {self.backwards.double().mean():.1f} backwards each)"
         )
 

@@ -131,6 +131,7 @@ def test_examples_do_not_depend_on_one_another(digits):
     joined = SpatialResult.cat(one_by_one)
     assert torch.equal(joined.transformation, whole.transformation)
     assert torch.equal(joined.forwards, whole.forwards)
+    assert repr(joined) == repr(whole) and repr(whole).startswith("SpatialResult(")
     assert torch.equal(whole.at([4, 2]).transformation, whole.transformation[[4, 2]])
     assert len(attack.run(x[:0], y[:0]).transformation) == 0
 
