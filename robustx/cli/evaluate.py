@@ -12,6 +12,7 @@ from torch import nn
 
 from .. import evaluation, report, zoo
 from ..evaluation import AttackSpec, BoundSpec, DataSpec, ModelSpec, Run, Spec, standard_attacks
+from ..evaluation.launch import environment, local, own_device
 from ..zoo import Data
 from . import DONE, NO, Interrupted
 from .opening import device, folder, set_threads
@@ -23,24 +24,33 @@ def run(asked: Namespace) -> int:
     """Evaluate the models on the data, write the report, and show what it says in short."""
     spec = _spec(asked)
     required = _required(asked, spec)
-    models, data = evaluation.opened(spec, device(asked.device))
-    return work(asked, spec, models, data, folder(asked.out or _folder(asked, spec)), required)
+    found = None if asked.workers else evaluation.opened(spec, device(own_device(asked.device)))
+    return work(asked, spec, found, folder(asked.out or _folder(asked, spec)), required)
 
 
 def work(
     asked: Namespace,
     spec: Spec,
-    models: dict[str, nn.Module],
-    data: Data,
+    found: tuple[dict[str, nn.Module], Data] | None,
     out: Path,
     required: tuple[float, float] | None = None,
 ) -> int:
-    """Work off a run, or this process's share of it, and tell what came out."""
-    set_threads(asked.threads, list(models.values()))
+    """Work off a run, or this process's share of it, and tell what came out.
+
+    Args:
+        found: models and data; None where other processes open them.
+    """
+    shard = asked.shard or environment() or (0, 1)
     try:
-        done = evaluation.evaluate(models, data, spec, out, bars(asked), shard=asked.shard)
+        if found is None:
+            threads = asked.threads or 1
+            done = local(spec, out, asked.workers, device=asked.device, threads=threads, show_progress=bars(asked))
+        else:
+            set_threads(asked.threads, list(found[0].values()))
+            told = bars(asked) and (asked.shard is not None or shard[0] == 0)  # one process tells for all
+            done = evaluation.evaluate(*found, spec, out, told, shard=shard)
         if not done.finished:
-            return _left(asked, done)
+            return _left(asked, done, *shard)
         page = report.write(out)
     except KeyboardInterrupt as stop:
         raise Interrupted(_kept(out), getattr(stop, "code", Interrupted.code)) from None
@@ -180,12 +190,11 @@ def _distance(distances: dict[str, Any]) -> str:
     return "-" if most is None or not distances["total"] else f"above {most:.3g}"
 
 
-def _left(asked: Namespace, done: Run) -> int:
+def _left(asked: Namespace, done: Run, rank: int, world: int) -> int:
     """What is said where other processes have not finished their share."""
-    rank, world = asked.shard
     told = done.progress
     if asked.json:
-        print(as_json({"folder": str(done.folder), "finished": False, "shard": list(asked.shard), **told}))
+        print(as_json({"folder": str(done.folder), "finished": False, "shard": [rank, world], **told}))
     else:
         print(
             f"Share {rank} of {world} is done; of the run, {told['done']} of {told['steps']} steps are. The last share "

@@ -57,7 +57,7 @@ NAME, MODEL and DATA are one of
 """
 
 
-MANNER = ("command", "out", "json", "quiet", "threads", "debug", "require", "shard")
+MANNER = ("command", "out", "json", "quiet", "threads", "debug", "require", "shard", "workers")
 """Arguments that do not change what is computed (a specification counts by what it says)."""
 
 
@@ -538,12 +538,14 @@ def _manner(p: Parser, computes: bool = True) -> None:
 
 
 def _shard(p: Any) -> None:
-    p.add_argument(
+    either = p.add_mutually_exclusive_group()
+    either.add_argument("--workers", type=count, metavar="N", help="share the run out to N processes of this machine")
+    either.add_argument(
         "--shard",
         type=share,
-        default=(0, 1),
         metavar="I/N",
-        help="do the I-th of N shares of the run, from 0; several processes may work on one folder (default: all)",
+        help="do the I-th of N shares of the run, from 0; several processes may work on one folder (default: all; "
+        "under torchrun, what it says)",
     )
 
 

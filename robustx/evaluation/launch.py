@@ -49,7 +49,7 @@ def work_on(spec: str, folder: str | Path, shard: tuple[int, int], device: str =
         ValueError, TypeError, OSError, ImportError: models or data cannot be opened, or the folder holds another run.
     """
     with _ONE_AT_A_TIME, _threads(threads):
-        models, data = _opened(spec, _here(device))
+        models, data = _opened(spec, own_device(device))
         writer = f"{_PROCESS}-{os.getpid()}"  # never that of a process that may still be alive
         evaluate(models, data, Spec.parse(spec), folder, shard=shard, writer=writer)
 
@@ -61,7 +61,7 @@ def begin(spec: str, folder: str | Path, device: str = "cpu") -> int:
         ValueError, TypeError, OSError, ImportError: as :func:`work_on` does.
     """
     with _ONE_AT_A_TIME:
-        models, data = _opened(spec, _here(device))
+        models, data = _opened(spec, own_device(device))
         job = Job.of(models, data, Spec.parse(spec))
         Store.start(folder, job.identity, job.samples(), f"{_PROCESS}-{os.getpid()}").close()
         return len(job.data)
@@ -76,6 +76,14 @@ def environment() -> tuple[int, int] | None:
     return (int(rank), int(world)) if rank.isdecimal() and world.isdecimal() and int(rank) < int(world) else None
 
 
+def own_device(device: str) -> str:
+    """The device of this process: of ``"cuda"``, its own among the machine's GPUs, by ``LOCAL_RANK``."""
+    asked, rank = torch.device(device), os.environ.get("LOCAL_RANK", "")
+    if asked.type != "cuda" or asked.index is not None or not rank.isdecimal():
+        return device
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"
+
+
 def local(
     spec: Spec,
     folder: str | Path,
@@ -88,6 +96,8 @@ def local(
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """A run by several processes of this machine, which torchrun watches and starts again when one dies.
+
+    What they and torchrun say stands in ``workers.log`` in the folder.
 
     Args:
         spec: of models and data that can be opened by name.
@@ -105,20 +115,28 @@ def local(
         raise ValueError(f"workers must be at least 1, got {workers}")
     text = spec.to_json()
     begin(text, folder, device)
+    _opened.cache_clear()  # the workers need the memory
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     command += ["--max-restarts", str(restarts), "-m", __name__, str(folder), device, str(threads)]
     with Watch(folder, spec, [*([Bars()] if show_progress else []), *callbacks]) as watch:
-        with _process(command, {"OMP_NUM_THREADS": str(threads)}) as agent:
+        log = Path(folder, "workers.log")
+        with _process(command, log, OMP_NUM_THREADS=str(threads)) as agent:
             while agent.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     agent.wait(1)
                 watch.look()
         if agent.returncode:
             warnings.warn(
-                f"the processes ended with code {agent.returncode}; this one goes on alone", RuntimeWarning, 2
+                f"the processes ended with code {agent.returncode}, see {str(log)!r}; this one goes on alone",
+                RuntimeWarning,
+                2,
             )
-        work_on(text, folder, (0, 1), device, threads)  # nothing, unless they failed
-        watch.look()
+        run = Run(folder)
+        if run.finished:
+            run.write()  # who finished it may have died before
+        else:
+            work_on(text, folder, (0, 1), device, threads)
+            watch.look()
         return watch.ended()
 
 
@@ -281,14 +299,6 @@ def _opened(spec: str, device: str) -> tuple[dict[str, nn.Module], Data]:
     return opened(Spec.parse(spec), device)
 
 
-def _here(device: str) -> str:
-    """The device of this process: its own among the GPUs of a machine."""
-    asked, rank = torch.device(device), os.environ.get("LOCAL_RANK", "")
-    if asked.type != "cuda" or asked.index is not None or not rank.isdecimal():
-        return device
-    return f"cuda:{int(rank) % torch.cuda.device_count()}"
-
-
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -300,9 +310,10 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(command: Sequence[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is asked to end, with all that it started, when it is no longer wanted."""
-    process = subprocess.Popen(command, env={**os.environ, **environment})
+    with open(log, "ab") as file:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=file, stderr=file)
     try:
         yield process
     finally:
