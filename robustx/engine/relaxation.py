@@ -36,6 +36,8 @@ class _Between(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         ways = grads[0].clamp(min=0), grads[0].clamp(max=0)
         missed = sum(flat(way * m).sum(1) for way, m in zip(ways, ctx.missed, strict=True))
+        if not ctx.needs_input_grad[0]:
+            return None, -missed, None, None
         if ctx.picks:
             ways = ways[0][..., None], ways[1][..., None]
         return sum(way * slope for way, slope in zip(ways, ctx.slopes, strict=True)), -missed, None, None
@@ -67,7 +69,9 @@ class _Relaxed(Bounded):
                 self.asked = torch.cat([z, -z], 1)
                 raise _Enough
             at = self.score.place[self.rows]
-            make = unit.flat if self.score.level else unit.lines
+            make = unit.lines
+            if self.score.level:
+                input, make = input.detach(), unit.flat  # nothing goes on
             out: Tensor = _Between.apply(input, self.one, unit, make(ends.low[at], ends.high[at]))
             return out
 

@@ -25,7 +25,8 @@ from .store import Row
 
 HALVINGS = 24  # of a first guess, before a radius counts as none
 DOUBLINGS = 24  # of it, where there is no box to end in
-ROUNDINGS = 64  # of the largest logit's last digit, that a lead must exceed
+DIGITS = 64  # in the last place of the largest logit, by which a lead must exceed zero: the model's own rounding
+LEAST = 1e-11  # of that logit, where it computes in float64: the rounding here
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _asked(
         Leave(y).check(logits, f.everyone)
         finite = torch.isfinite(logits).all(1)
         lead = torch.where(finite, -margin(logits, y), torch.nan).to(finest(logits).dtype)
-        rounding = ROUNDINGS * torch.finfo(logits.dtype).eps * finest(logits).abs().amax(1)
+        rounding = max(DIGITS * torch.finfo(logits.dtype).eps, LEAST) * finest(logits).abs().amax(1)
         low, high = (finest(t) for t in box(f, *bounds))
         centre = finest(f.point)
         region = Region(centre, norm, norm.size(torch.maximum(high - centre, centre - low)), low, high)
