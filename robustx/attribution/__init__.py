@@ -46,7 +46,17 @@ from .gradient import (
     saliency,
 )
 from .guided import Deconvolution, GuidedBackprop, NeuronDeconvolution, NeuronGuidedBackprop
-from .influence import DataInfluence, KMostInfluentialResults, TracInCP, TracInCPBase
+from .influence import (
+    AnnoyNearestNeighbors,
+    DataInfluence,
+    ExactNearestNeighbors,
+    KMostInfluentialResults,
+    NearestNeighbors,
+    TracInCP,
+    TracInCPBase,
+    TracInCPFast,
+    TracInCPFastRandProj,
+)
 from .inputs import (
     InterpretableEmbeddingBase,
     ModelInputWrapper,
@@ -165,6 +175,7 @@ __all__ = [
     "AlphaBetaRule",
     "Anchor",
     "Anchors",
+    "AnnoyNearestNeighbors",
     "AttentionRollout",
     "AttnLRP",
     "Attribution",
@@ -179,6 +190,7 @@ __all__ = [
     "DeepLift",
     "DeepLiftShap",
     "EpsilonRule",
+    "ExactNearestNeighbors",
     "ExpectedGradients",
     "ExtremalPerturbation",
     "FeatureAblation",
@@ -224,6 +236,7 @@ __all__ = [
     "Mean",
     "Min",
     "ModelInputWrapper",
+    "NearestNeighbors",
     "NeuronAttribution",
     "NeuronConductance",
     "NeuronDeconvolution",
@@ -264,6 +277,8 @@ __all__ = [
     "TokenReferenceBase",
     "TracInCP",
     "TracInCPBase",
+    "TracInCPFast",
+    "TracInCPFastRandProj",
     "TransformerRelevance",
     "Var",
     "WSquareRule",

@@ -385,12 +385,12 @@ class Weights:
             leaves = self._leaves()
             with torch.enable_grad():
                 pull = self._pull(probe, leaves, probe.everyone[part])
-                grads = torch.autograd.grad(pull.sum(), list(leaves.values()), allow_unused=True)
+                grads = torch.autograd.grad(pull.sum(), [leaves[n] for n in self.parameters], allow_unused=True)
             probe._count(probe.everyone[part], backward=1)
             return self._flat(grads)
 
         zero = self._flat([None] * len(self.parameters))
-        return sum((t for _, t in probe._batches(probe.examples, work, ("total", *self.parameters))), zero)
+        return sum((t for _, t in probe._batches(probe.examples, work, ("total", probe._size, *self.parameters))), zero)
 
     def blocks(self, probe: Probe, compact: bool = True) -> Iterator[tuple[slice, list[Block]]]:
         """The gradients of all examples, batch by batch: one :class:`Dense` or :class:`Outer` for each parameter.
@@ -407,7 +407,7 @@ class Weights:
             return self._work(probe, probe.everyone[part], plan, compact)
 
         weight = sum(p.numel() * p.element_size() for p in self.parameters.values())
-        kind = ("weights", *self.parameters)
+        kind = ("weights", probe._size, compact, *self.parameters)
         yield from probe.pace.batches(probe.examples, probe.device, work, kind, probe._size + weight)
 
     def _work(self, probe: Probe, rows: Tensor, plan: _Plan, compact: bool) -> list[Block]:

@@ -1,6 +1,18 @@
 """Influence: which training examples a prediction is owed to. Captum's names and signatures."""
 
 from .base import DataInfluence, KMostInfluentialResults
+from .fast import TracInCPFast, TracInCPFastRandProj
+from .neighbours import AnnoyNearestNeighbors, ExactNearestNeighbors, NearestNeighbors
 from .tracin import TracInCP, TracInCPBase
 
-__all__ = ["DataInfluence", "KMostInfluentialResults", "TracInCP", "TracInCPBase"]
+__all__ = [
+    "AnnoyNearestNeighbors",
+    "DataInfluence",
+    "ExactNearestNeighbors",
+    "KMostInfluentialResults",
+    "NearestNeighbors",
+    "TracInCP",
+    "TracInCPBase",
+    "TracInCPFast",
+    "TracInCPFastRandProj",
+]

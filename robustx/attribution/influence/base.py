@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from ...engine.checks import ArgumentError, ArgumentTypeError, whole
-from ...engine.memory import out_of_memory
+from ...engine.memory import Pace, out_of_memory
 from ...engine.packing import flat
 from ...engine.probe import Door, Probe
 from ...engine.scores import OutputError, Score
@@ -66,6 +67,9 @@ class Losses(Score):
         loss, labels = self.loss_fn, self._labels(rows)
         if each_row(loss):
             return _each(loss(out, labels), len(rows), "a loss_fn without reduction")
+        if (plain := _unreduced(loss, out, labels)) is not None:
+            each = flat(plain(out, labels))
+            return each.sum(1) if loss.reduction == "sum" else each.mean(1)  # type: ignore[attr-defined]  # a _Loss has it
 
         def alone(out: Any, label: Any) -> Tensor:
             out, label = tree_map(lambda t: t[None], (out, label))
@@ -93,6 +97,21 @@ class Losses(Score):
         if isinstance(self.labels, Tensor):
             return self.labels[rows]
         return None if self.labels is None else [self.labels[i] for i in rows.tolist()]
+
+
+def _unreduced(loss: Callable[..., Any], out: Any, labels: Any) -> Callable[..., Any] | None:
+    """A loss of PyTorch's own that tells those of all elements, where these tell the loss of a batch of one."""
+    if not isinstance(out, Tensor) or not isinstance(labels, Tensor) or getattr(loss, "weight", None) is not None:
+        return None
+    classes = type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss) and labels.ndim == 1  # else positions may be left out
+    if not classes and not (type(loss) in _ELEMENTWISE and out.shape == labels.shape):
+        return None
+    each = copy(loss)
+    each.reduction = "none"  # type: ignore[attr-defined]  # a _Loss has it
+    return each
+
+
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 
 
 def _each(values: Any, n: int, what: str) -> Tensor:
@@ -193,18 +212,18 @@ def _joined(batches: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     return batches[0] if len(batches) == 1 else tree_map(lambda *t: torch.cat(t), *batches)
 
 
-def probe_of(model: nn.Module, batch: tuple[Any, ...], loss_fn: Loss) -> Probe:
-    """The model on a batch, asked for each example's loss."""
-    *inputs, labels = batch
-    if isinstance(inputs[0], Mapping):
-        return Door.open(inputs[0]).probe(model, Losses(loss_fn, labels), tuple(inputs[1:]))
-    if not isinstance(inputs[0], Tensor):
-        raise ArgumentTypeError(f"the first of the model's inputs must be a tensor, got {type(inputs[0]).__name__}")
-    return Door.open(inputs[0]).probe(model, Losses(loss_fn, labels), tuple(inputs[1:]))
+def probe_of(model: nn.Module, batch: tuple[Any, ...], loss_fn: Loss, pace: Pace | None = None) -> Probe:
+    """The model on a batch, asked for each example's loss; a shared pace weighs rows once for all batches."""
+    first, *rest, labels = batch
+    if not isinstance(first, Tensor | Mapping):
+        raise ArgumentTypeError(f"the first of the model's inputs must be a tensor, got {type(first).__name__}")
+    return Door.open(first).probe(model, Losses(loss_fn, labels), tuple(rest)).to(pace=pace or Pace())
 
 
 def most_influential(pieces: Iterable[Tensor], k: int, proponents: bool = True) -> KMostInfluentialResults:
     """The k highest (or lowest) of scores [M, N] that come in pieces [M, n], of which only k are kept.
+
+    Of equal scores the first come first.
 
     >>> most_influential([torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0]])], 2).indices
     tensor([[0, 2]])
@@ -218,8 +237,8 @@ def most_influential(pieces: Iterable[Tensor], k: int, proponents: bool = True) 
         scores, indices = (
             (piece, here) if best is None else (torch.cat([best[0], piece], 1), torch.cat([best[1], here], 1))
         )
-        top, at = scores.topk(min(k, scores.shape[1]), dim=1, largest=proponents)
-        best = top, indices.gather(1, at)
+        at = scores.argsort(dim=1, descending=proponents, stable=True)[:, :k]
+        best = scores.gather(1, at), indices.gather(1, at)
     if best is None:
         raise ArgumentError("there are no training examples")
     return KMostInfluentialResults(best[1], best[0])

@@ -3,12 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...engine.checks import ArgumentError
+from ...engine.memory import Pace
 from ...engine.probe import Probe
 from ...engine.progress import progress
 from ...engine.weights import Block, Dense, Weights, dot
@@ -102,6 +104,7 @@ class TracInCPBase(DataInfluence):
         self.test_loss_fn = self.loss_fn if test_loss_fn is None else checked_loss(test_loss_fn, "test_loss_fn")
         self.batch_size = batch_size
         self.train_dataloader = loader_of(train_dataset, batch_size)
+        self._pace = Pace()
 
     @property
     def checkpoints(self) -> list[Any]:
@@ -112,9 +115,14 @@ class TracInCPBase(DataInfluence):
     def checkpoints(self, given: Any) -> None:
         self._checkpoints = checkpoints_of(given)
 
-    @abstractmethod
+    @cached_property
     def _weights(self) -> Weights:
-        """With respect to what gradients are taken."""
+        """With respect to what gradients are taken; what is found out about a model holds for all its checkpoints."""
+        return self._chosen()
+
+    @abstractmethod
+    def _chosen(self) -> Weights:
+        """The layers' parameters."""
 
     def influence(
         self,
@@ -172,7 +180,7 @@ class TracInCPBase(DataInfluence):
             for group in groups(inputs, device_of(self.model)):
                 columns = []
                 for rate in self._rates():
-                    probe = probe_of(self.model, group, self.loss_fn)
+                    probe = probe_of(self.model, group, self.loss_fn, self._pace)
                     made = weights.total(probe)[None] if aggregate else weights.dense(probe)
                     columns.append(rate**0.5 * made)
                     told(probe.examples)
@@ -188,12 +196,12 @@ class TracInCPBase(DataInfluence):
                 parts = []
                 for rate in self._rates():
                     sides = self._tests(weights, tests, aggregate)
-                    probe = probe_of(self.model, group, self.loss_fn)
+                    probe = probe_of(self.model, group, self.loss_fn, self._pace)
                     parts.append(rate * gradient_products(weights, sides, probe, told))
                 yield torch.stack(parts).sum(0)
 
     def _tests(self, weights: Weights, tests: list[tuple[Any, ...]], aggregate: bool) -> list[list[Block]]:
-        probes = [probe_of(self.model, group, self.test_loss_fn) for group in tests]
+        probes = [probe_of(self.model, group, self.test_loss_fn, self._pace) for group in tests]
         if not aggregate:
             return [blocks for probe in probes for _, blocks in weights.blocks(probe)]
         total = torch.stack([weights.total(probe) for probe in probes]).sum(0)
@@ -206,7 +214,9 @@ class TracInCPBase(DataInfluence):
             for group in groups(data, device_of(self.model), **most):
                 parts = []
                 for rate in self._rates():
-                    parts.append(rate * squared_lengths(weights, probe_of(self.model, group, self.loss_fn), told))
+                    parts.append(
+                        rate * squared_lengths(weights, probe_of(self.model, group, self.loss_fn, self._pace), told)
+                    )
                 yield torch.stack(parts).sum(0)
 
     @contextmanager
@@ -214,7 +224,7 @@ class TracInCPBase(DataInfluence):
         examples = count_of(data)
         total = None if examples is None else examples * len(self.checkpoints)
         with borrowed(self.model), progress(total, f"{self.get_name()} {what}", show, "example") as told:
-            yield self._weights(), told
+            yield self._weights, told
 
     def _rates(self) -> Iterator[float]:
         """Learning rates of the checkpoints, each while it stands in the model."""
@@ -261,7 +271,7 @@ class TracInCP(TracInCPBase):
         super().__init__(model, train_dataset, checkpoints, checkpoints_load_func, loss_fn, batch_size, test_loss_fn)
         self.layers = layers
         self.sample_wise_grads_per_batch = sample_wise_grads_per_batch
-        self._weights()  # refuses what is no layer
+        _ = self._weights  # refuses what is no layer
 
-    def _weights(self) -> Weights:
+    def _chosen(self) -> Weights:
         return Weights.of(self.model, self.layers)
