@@ -127,7 +127,7 @@ def encoded(folder: str | Path, to: str, table: str = "result") -> bytes:
     >>> run = evaluate({"linear": torch.nn.Linear(4, 3)}, xy, spec, tempfile.mkdtemp())
     >>> encoded(run.folder, "csv", "sample").decode().splitlines()[0]
     'position,idx,uid,label'
-    >>> frame(run.folder, "samples").shape
+    >>> run.to_pandas("samples").shape
     (20, 16)
     """
     if to not in FORMATS:

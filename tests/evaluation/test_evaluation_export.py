@@ -90,7 +90,8 @@ def test_what_the_rows_of_this_run_show(made):
     rows = list(records(made, "result"))
     assert any(r["margin"] is None for r in rows) and any(math.isinf(r["distance"]) for r in rows)
     assert {str(t) for t in frame(made, "result").dtypes} >= {"int64", "bool", "float64"}
-    assert str(frame(made, "samples")["into"].dtype) == "Int64"
+    assert str(Run(made).to_pandas("samples")["into"].dtype) == "Int64"
+    assert Run(made).to_pandas().equals(frame(made, "result"))
 
 
 def test_the_store_is_one_line_away_from_pandas(tmp_path):
