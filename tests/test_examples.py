@@ -51,6 +51,7 @@ MORE = [
     ("transformers", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
     ("layers_and_neurons", ["--model", "digits-robust"], "answer 6", "explanation/layers_and_neurons.png"),
+    ("sound_evaluation", ["--samples", "6", "--steps", "10"], "as it is              fools   0%  VALID", None),
     ("attack_families", ["--samples", "6"], "sigma-zero in L0", "families/attacks_auto.png"),
     (
         "digits_counterfactual",

@@ -14,6 +14,7 @@ from .loggers import MLflowLogger, TensorBoardLogger, WandbLogger
 from .merge import merge
 from .run import Run
 from .smoothing import Smoothed
+from .soundness import Flag, Soundness, assess, soundness_of
 from .sources import opened
 from .spec import BUDGETS, AttackSpec, BoundSpec, DataSpec, ModelSpec, Spec, standard_attacks
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share
@@ -34,6 +35,7 @@ __all__ = [
     "Difference",
     "Distances",
     "Finished",
+    "Flag",
     "MLflowLogger",
     "ModelSpec",
     "Outcome",
@@ -41,6 +43,7 @@ __all__ = [
     "Run",
     "Share",
     "Smoothed",
+    "Soundness",
     "Spec",
     "Step",
     "Store",
@@ -48,6 +51,7 @@ __all__ = [
     "Verification",
     "WandbLogger",
     "Work",
+    "assess",
     "attack_block",
     "bound_block",
     "certify",
@@ -64,6 +68,7 @@ __all__ = [
     "moved",
     "opened",
     "share",
+    "soundness_of",
     "standard_attacks",
     "verify",
 ]

@@ -76,7 +76,7 @@ def gradients(f: Probe, region: Region, noise: Noise) -> Gradients:
             raise
         return Gradients(broken=str(e).splitlines()[0])
     zero = (g == 0).all(1)
-    error = torch.stack([_error(f, middle, slope, noise, step) for _ in range(WAYS)], 1).median(1).values
+    error = _errors(f, middle, slope, noise, step).median(0).values
     correlation = _correlation(f, region, margin, g, noise)
     wrong = ~zero & (error > OFF) & (correlation < ASTRAY)
     return Gradients(
@@ -89,24 +89,24 @@ def gradients(f: Probe, region: Region, noise: Noise) -> Gradients:
     )
 
 
-def _error(f: Probe, z: Tensor, g: Tensor, noise: Noise, step: Tensor) -> Tensor:
-    """Relative error of gradients [B, D] along one random corner of a cube; what rounding explains is none [B]."""
+def _errors(f: Probe, z: Tensor, g: Tensor, noise: Noise, step: Tensor) -> Tensor:
+    """Relative errors of gradients [B, D] along diagonals of a cube; what rounding explains is none [WAYS, B]."""
     assert isinstance(f.of, Goal)
-    way = torch.where(noise.uniform(z.shape[1], z) < 0.5, -step, step)
-    above, size = f.to(of=Sized(f.of)).value(z + way).reshape(-1, 2).unbind(1)
-    told, seen = (finest(g.nan_to_num()) * way).sum(1), finest(above - f.value(z - way)) / 2
-    off = ((told - seen).abs() - rounding(f, size.dtype) * size).clamp(min=0)
+    way = torch.stack([torch.where(noise.uniform(z.shape[1], z) < 0.5, -step, step) for _ in range(WAYS)])
+    rows = f.everyone.repeat(2 * WAYS)
+    ends = torch.cat([z + way, z - way]).flatten(0, 1)
+    value, size = f.to(of=Sized(f.of)).value(ends, rows).reshape(2, WAYS, -1, 2).unbind(3)
+    told, seen = (finest(g.nan_to_num()) * way).sum(2), finest(value[0] - value[1]) / 2
+    off = ((told - seen).abs() - rounding(f, size.dtype) * size[0]).clamp(min=0)
     return off / torch.maximum(told.abs(), seen.abs()).clamp(min=torch.finfo(off.dtype).tiny)
 
 
 def _correlation(f: Probe, region: Region, margin: Tensor, g: Tensor, noise: Noise) -> Tensor:
     """Of changes of the margin at random points of the region with those that the gradient foretells [B]."""
-    told, seen = [], []
-    for _ in range(DRAWS):
-        z = region.draw(noise)
-        told.append((finest(g.nan_to_num()) * (z - region.centre)).sum(1))
-        seen.append(finest(f.value(z) - margin))
-    a, b = torch.stack(told, 1), torch.stack(seen, 1)
+    z, rows = drawn(region, noise)
+    told = (finest(g.nan_to_num())[rows] * (z - region.centre[rows])).sum(1)
+    seen = finest(f.value(z, rows) - margin[rows])
+    a, b = (t.reshape(DRAWS, -1).T for t in (told, seen))
     sizes = a.square().sum(1) * b.square().sum(1)
     return (a * b).sum(1) / sizes.sqrt().clamp(min=torch.finfo(a.dtype).tiny)
 
@@ -118,9 +118,15 @@ def instability(f: Probe, region: Region, noise: Noise) -> float:
     and not the loss, which is next to nothing where a model is sure; and the median, because a sample at the boundary
     has a margin of next to nothing, too.
     """
-    near = region.to(norm=Linf(_range(region)), radius=torch.full_like(region.radius, NEAR))
-    changes = [(f.value(near.draw(noise)) - f.score).abs() / f.score.abs() for _ in range(DRAWS)]
-    return float(torch.stack(changes).mean(0).clamp(max=1).median())
+    z, rows = drawn(region.to(norm=Linf(_range(region)), radius=torch.full_like(region.radius, NEAR)), noise)
+    changes = (f.value(z, rows) - f.score[rows]).abs() / f.score[rows].abs()
+    return float(changes.reshape(DRAWS, -1).mean(0).clamp(max=1).median())
+
+
+def drawn(region: Region, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Random points of each region, one of each after the other [DRAWS * B, D], and whose they are."""
+    rows = torch.arange(len(region.centre), device=region.centre.device).repeat(DRAWS)
+    return torch.cat([region.draw(noise) for _ in range(DRAWS)]), rows
 
 
 def _range(region: Region) -> Tensor:
@@ -194,14 +200,14 @@ def unfinished(tried: Tried) -> Tensor:
     """Which samples stand although a search of them was still getting on when it ended, and no other came as far [B].
 
     Indicator 4, on the margin: its running maximum rises by more than 5 % of all that it gained within the last ten
-    steps, or the last quarter of shorter searches. A search that was at rest makes up for it if it came as far, but for
+    steps, or the last quarter of shorter attempts. A search that was at rest makes up for it if it came as far, but for
     5 %. Searches that leave the region on their way are left out: what they reach there does not count.
     """
     high = torch.full(tried.success.shape, -torch.inf, dtype=torch.double, device=tried.success.device)
     calm, rising = high.clone(), high.clone()  # how far searches came that were at rest, and that were not, less 5 %
-    for _, rows, result in _inside(tried):
+    for attack, rows, result in _inside(tried):
         assert result.history is not None
-        reached, gain, late = rise(result.history)
+        reached, gain, late = rise(result.history, getattr(attack, "steps", None))
         on = late > RISING * gain
         calm[rows] = torch.maximum(calm[rows], torch.where(on, -torch.inf, reached))
         rising[rows] = torch.maximum(rising[rows], torch.where(on, reached - RISING * gain, -torch.inf))
@@ -215,10 +221,11 @@ def _inside(tried: Tried) -> Iterator[tuple[Attack, Tensor, AttackResult]]:
             yield attack, rows, result
 
 
-def rise(history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rise(history: Tensor, steps: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The highest margin of each search [B, T], how much it gained, and how much of that in its last steps [B].
 
-    The last number of a history is what came back, and no step. NaN behind the last.
+    The last number of a history is what came back, and no step. NaN behind the last. ``steps`` are those of one
+    attempt, where there are several.
 
     >>> rise(torch.tensor([[-4.0, -2.0, -1.0, -1.5, -1.0, -1.0], [-4.0, -3.0, -2.0, -1.0, 0.0, 0.0]]))[1:]
     (tensor([3., 4.], dtype=torch.float64), tensor([0., 1.], dtype=torch.float64))
@@ -230,7 +237,8 @@ def rise(history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     curve = torch.where(known, history.double(), -torch.inf).cummax(1).values
     order = torch.arange(history.shape[1], device=history.device)
     ends = (torch.where(known, order, -1).amax(1) - 1).clamp(min=0)
-    window = ((ends + 3) // 4).clamp(min=1, max=WINDOW)
+    attempt = ends if steps is None else ends.clamp(max=steps)
+    window = ((attempt + 3) // 4).clamp(min=1, max=WINDOW)
     last, before, first = (
         curve.gather(1, i[:, None]).squeeze(1) for i in (ends, (ends - window).clamp(min=0), torch.zeros_like(ends))
     )

@@ -201,7 +201,7 @@ SIGNS: dict[type[checks.EvaluationWarning], tuple[str, Literal["weak", "invalid"
 """What AutoAttack's own flags are called here, and how grave they are."""
 
 
-def soundness(
+def assess(
     model: Callable[..., Any],
     x: Tensor,
     y: Tensor,
@@ -238,9 +238,9 @@ def soundness(
     >>> from robustx.attacks import PGD
     >>> model, data = zoo.load("digits-robust")
     >>> attack = PGD(model, "margin", bounds=(0, 1), eps=0.1, steps=20)
-    >>> soundness(model, data.x[:16], data.y[:16], attack).verdict
+    >>> assess(model, data.x[:16], data.y[:16], attack).verdict
     'VALID'
-    >>> found = soundness(lambda x: model((8 * x).round() / 8), data.x[:16], data.y[:16], attack)
+    >>> found = assess(lambda x: model((8 * x).round() / 8), data.x[:16], data.y[:16], attack)
     >>> found.verdict, [flag.name for flag in found.flags]
     ('INVALID', ['zero-gradient', 'unconstrained-failure', 'active-test'])
     """
@@ -405,7 +405,7 @@ def soundness_of(model: Callable[..., Any], block: Block, spec: Spec) -> Finishe
     """The soundness of a run's attacks at its middle budget, on a block of samples: one note, as JSON can hold it."""
     at = [a for a in spec.attacks if not a.eps or spec.quoted in a.eps] or list(spec.attacks)
     attacks = [a.bind(model, bounds=block.bounds, norm=spec.norm, seed=spec.seed) for a in at]
-    found = soundness(model, block.x, block.y, attacks, eps=spec.quoted, seed=spec.seed)
+    found = assess(model, block.x, block.y, attacks, eps=spec.quoted, seed=spec.seed)
     return Finished(notes=[found.to_dict()])
 
 
@@ -429,7 +429,7 @@ def _bound(
     if eps is None:
         eps = next((a.eps for a in made if isinstance(a.eps, int | float)), None)
     if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < inf:
-        raise ValueError(f"eps must be one budget above 0, got {eps!r}; give soundness(..., eps=0.1)")
+        raise ValueError(f"eps must be one budget above 0, got {eps!r}; give assess(..., eps=0.1)")
     named: dict[str, Any] = {"norm": own, "bounds": bounds, "seed": seed}
     return [make(a, model, **named) if isinstance(a, str) else a.on(model) for a in given], float(eps)
 
