@@ -31,7 +31,7 @@ from robustx.evaluation import AttackSpec, Callback, Run, Spec, Step, Store, Wor
 VICTIM = "ROBUSTX_TEST_VICTIM"
 
 
-def spec(model: str = "digits") -> Spec:
+def spec(model: str = "digits", data: str = "digits") -> Spec:
     """A run of 24 units of work and an explanation."""
     attacks = (
         AttackSpec("fgsm"),
@@ -40,7 +40,7 @@ def spec(model: str = "digits") -> Spec:
     )
     return Spec(
         models=(model,),
-        data="digits",
+        data=data,
         limit=24,
         block_size=4,
         eps=(0.1, 0.3),
@@ -70,6 +70,12 @@ class Mortal(nn.Module):
 
 def mortal() -> nn.Module:
     return Mortal().eval()
+
+
+def noise() -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples that cost nothing to open."""
+    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return x, zoo.model("digits")(x).argmax(1)
 
 
 def digests(folder: Path) -> dict[str, str]:

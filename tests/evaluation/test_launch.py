@@ -11,10 +11,11 @@ import pytest
 import torch
 from disturbed import VICTIM, digests, spec
 
+from robustx.cli import main
 from robustx.evaluation import Callback, Store, evaluate, launch, opened
 
 HERE = Path(__file__).parent
-SPEC = spec("disturbed:mortal")
+SPEC = spec("disturbed:mortal", "disturbed:noise")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ from robustx.evaluation import launch
 from test_launch import Everything
 if __name__ == "__main__":
     told, run = Everything(), getattr(launch, sys.argv[1])
-    run(spec("disturbed:mortal"), sys.argv[2], tasks=3, callbacks=[told])
+    run(spec("disturbed:mortal", "disturbed:noise"), sys.argv[2], tasks=3, callbacks=[told])
     assert len(told.works) == len(set(told.works)) == 24, told.works
     assert told.told[1:] == [True, "closed"], told.told
 """
@@ -164,3 +165,28 @@ def test_an_interrupt_ends_the_workers_too(tmp_path):
     with pytest.raises(KeyboardInterrupt), launch._process(["sleep", "60"], tmp_path / "log") as process:
         raise KeyboardInterrupt
     assert process.returncode == -signal.SIGTERM
+
+
+def test_the_command_line_takes_its_share_from_torchrun(whole, tmp_path, monkeypatch, capsys):
+    (tmp_path / "spec.json").write_text(SPEC.to_json())
+    begin = ["evaluate", str(tmp_path / "spec.json"), "--out", str(tmp_path / "run")]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(begin) == 0
+    assert "Share 1 of 2 is done; of the run, 12 of 25 steps are." in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert digests(tmp_path / "run") == digests(whole.folder)
+
+
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+def test_the_command_line_hands_a_run_to_workers(whole, tmp_path, monkeypatch, capsys):
+    (tmp_path / "spec.json").write_text(SPEC.to_json())
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    command = ["evaluate", str(tmp_path / "spec.json"), "--out", str(tmp_path / "run"), "--workers", "2"]
+    assert main(command) == 0
+    assert "warning: the processes ended with code 1, see" in capsys.readouterr().err
+    assert digests(tmp_path / "run") == digests(whole.folder)
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--shard", "0/2"])
+    assert "not allowed with" in capsys.readouterr().err
