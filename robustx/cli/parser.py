@@ -409,7 +409,7 @@ says that something differs.
     )
     p.add_argument("run", metavar="RUN", help="the run folder that robustx evaluate wrote")
     p.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
-    p.add_argument("--again", action="store_true", help="make attacks and explanations again too")
+    p.add_argument("--again", action="store_true", help="make attacks, soundness and explanations again too")
     _manner(p)
 
 

@@ -28,7 +28,7 @@ from .block import Block, Finished, clean_block, logits_of, standing, trials
 from .identity import differing, short
 from .plan import attacks, closing, plan
 from .run import Run
-from .spec import BOUND, CLEAN, CORRUPTION, SOUNDNESS, AttackSpec
+from .spec import BOUND, CLEAN, CORRUPTION, AttackSpec
 from .store import Row, Store, Work
 from .work import Job, close, do, fallen_before, fitting
 
@@ -116,11 +116,12 @@ def verify(
         By a fresh pass of the samples and of each example. An example must fool the model now. Otherwise outputs may
         differ by rounding, as other batches and machines round otherwise: by the square root of the precision of the
         inputs' dtype (3.5e-4 for float32), as a share of the largest logit of the row.
-    ``bound``, ``corruption``, ``soundness``
+    ``bound``, ``corruption``
         These are made again as a whole.
-    ``attack``, ``explanation``
-        With ``again`` so are the attacks, and the explanations: it takes as long as the run took, and is the only
-        check that attacks failed where they say so. On another machine they may end elsewhere.
+    ``attack``, ``soundness``, ``explanation``
+        With ``again`` so are the attacks, the checks of the evaluation itself and the explanations: it takes as long
+        as the run took, and is the only check that attacks failed where they say so. On another machine they may end
+        elsewhere.
     ``summary``, ``table``
         ``summary.json`` and ``samples.csv`` against the rows.
 
@@ -128,7 +129,7 @@ def verify(
         folder: of the run.
         models: name to model, those of the run.
         data: the samples of the run, as :func:`robustx.evaluation.evaluate` took them.
-        again: make attacks and explanations again too.
+        again: make attacks, the checks of soundness and explanations again too.
         show_progress: draw a bar on standard error.
 
     Raises:
@@ -223,7 +224,7 @@ def _part(audit: _Audit, store: Store, job: Job, work: Work, again: bool) -> Non
         return
     audit.of("file", work, None, True, "", "")
     if work in closing(job.spec):
-        if again or work.attack == SOUNDNESS:
+        if again:
             _redone(audit, store, job, work, tensors, [], close(store, job, work))
         return
     block = job.block(work)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from robustx import zoo
-from robustx.evaluation import AttackSpec, Spec, Store, Work, evaluate, verify
+from robustx.evaluation import AttackSpec, BoundSpec, Spec, Store, Work, evaluate, verify
 
 ATTACKS = (
     AttackSpec("fgsm"),
@@ -263,3 +263,28 @@ def test_half_precision_counts_are_checked_with_its_own_rounding(tmp_path):
     run = evaluate({"m": net}, (x, net(x).argmax(1)), spec, tmp_path)
     checked = verify(run.folder, {"m": net}, (x, net(x).argmax(1)))
     assert checked.ok and checked.checks["ball"], checked
+
+
+def test_what_is_made_again_as_a_whole(digits, model, tmp_path):
+    spec = Spec(
+        models=("m",),
+        data="digits",
+        eps=0.1,
+        attacks=(AttackSpec("fgsm"),),
+        bounds=(BoundSpec("ibp"),),
+        corruptions=("gaussian_noise",),
+        severities=(3,),
+        explain=0,
+    )
+    run = evaluate({"m": model}, digits[:4], spec, tmp_path)
+    quick, whole = (verify(run.folder, {"m": model}, digits[:4], again=again) for again in (False, True))
+    assert quick.ok and whole.ok, (quick, whole)
+    assert {"bound", "corruption"} <= quick.checks.keys() and "soundness" in whole.checks.keys() - quick.checks.keys()
+    sql(
+        tmp_path,
+        "UPDATE result SET distance = distance * 1.01 + 0.001 WHERE attack = 'bound-ibp' AND position = 2",
+        "UPDATE result SET margin = margin + 0.1 WHERE attack = 'corruption-gaussian_noise' AND position = 1",
+        """UPDATE block SET notes = replace(notes, 'VALID', 'WEAK') WHERE attack = 'soundness'""",
+    )
+    found = {(d.kind, d.sample) for d in verify(run.folder, {"m": model}, digits[:4], again=True).differences}
+    assert {("bound", 2), ("corruption", 1), ("soundness", None), ("summary", None)} <= found
