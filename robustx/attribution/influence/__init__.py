@@ -3,6 +3,7 @@
 from .base import DataInfluence, KMostInfluentialResults
 from .fast import TracInCPFast, TracInCPFastRandProj
 from .neighbours import AnnoyNearestNeighbors, ExactNearestNeighbors, NearestNeighbors
+from .similarity import SimilarityInfluence, cosine_similarity, euclidean_distance
 from .tracin import TracInCP, TracInCPBase
 
 __all__ = [
@@ -11,8 +12,11 @@ __all__ = [
     "ExactNearestNeighbors",
     "KMostInfluentialResults",
     "NearestNeighbors",
+    "SimilarityInfluence",
     "TracInCP",
     "TracInCPBase",
     "TracInCPFast",
     "TracInCPFastRandProj",
+    "cosine_similarity",
+    "euclidean_distance",
 ]

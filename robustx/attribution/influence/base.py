@@ -220,28 +220,50 @@ def probe_of(model: nn.Module, batch: tuple[Any, ...], loss_fn: Loss, pace: Pace
     return Door.open(first).probe(model, Losses(loss_fn, labels), tuple(rest)).to(pace=pace or Pace())
 
 
-def most_influential(pieces: Iterable[Tensor], k: int, proponents: bool = True) -> KMostInfluentialResults:
+class Best:
     """The k highest (or lowest) of scores [M, N] that come in pieces [M, n], of which only k are kept.
 
     Of equal scores the first come first.
 
-    >>> most_influential([torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0]])], 2).indices
+    Args:
+        k: how many.
+        proponents: False keeps the lowest.
+
+    >>> best = Best(2)
+    >>> best.add(torch.tensor([[3.0, 1.0]])), best.add(torch.tensor([[2.0]]))
+    (None, None)
+    >>> best.result().indices
     tensor([[0, 2]])
     """
-    whole("k", k, 1)
-    best: tuple[Tensor, Tensor] | None = None
-    seen = 0
+
+    def __init__(self, k: int, proponents: bool = True) -> None:
+        self.k, self.proponents = whole("k", k, 1), proponents
+        self.seen = 0
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def add(self, piece: Tensor) -> None:
+        """Scores of the next n."""
+        scores, indices = piece, torch.arange(self.seen, self.seen + piece.shape[1], device=piece.device)
+        indices = indices.expand_as(piece)
+        self.seen += piece.shape[1]
+        if self.kept is not None:
+            scores, indices = torch.cat([self.kept[0], scores], 1), torch.cat([self.kept[1], indices], 1)
+        at = scores.argsort(dim=1, descending=self.proponents, stable=True)[:, : self.k]
+        self.kept = scores.gather(1, at), indices.gather(1, at)
+
+    def result(self) -> KMostInfluentialResults:
+        """Raises ValueError if nothing was added."""
+        if self.kept is None:
+            raise ArgumentError("there are no training examples")
+        return KMostInfluentialResults(self.kept[1], self.kept[0])
+
+
+def most_influential(pieces: Iterable[Tensor], k: int, proponents: bool = True) -> KMostInfluentialResults:
+    """The :class:`Best` of some pieces."""
+    best = Best(k, proponents)
     for piece in pieces:
-        here = torch.arange(seen, seen + piece.shape[1], device=piece.device).expand_as(piece)
-        seen += piece.shape[1]
-        scores, indices = (
-            (piece, here) if best is None else (torch.cat([best[0], piece], 1), torch.cat([best[1], here], 1))
-        )
-        at = scores.argsort(dim=1, descending=proponents, stable=True)[:, :k]
-        best = scores.gather(1, at), indices.gather(1, at)
-    if best is None:
-        raise ArgumentError("there are no training examples")
-    return KMostInfluentialResults(best[1], best[0])
+        best.add(piece)
+    return best.result()
 
 
 def device_of(model: nn.Module) -> torch.device | None:
