@@ -79,7 +79,7 @@ class Baseline:
         """A model of the run, from its rows without corruption and under each."""
         told = {c: errors(r) for c, r in rows.items()}
         severities = {s for by_severity in told.values() for s in by_severity}
-        means = {c: fmean(e.value for e in by_severity.values()) for c, by_severity in told.items()}
+        means = {c: _mean(e.value for e in by_severity.values()) for c, by_severity in told.items()}
         return cls(name, _error(list(clean)).value, means, tuple(sorted(severities)))
 
 
@@ -131,7 +131,7 @@ class Corruption:
     @property
     def error(self) -> float:
         """The mean of the errors over the severities."""
-        return fmean(e.value for e in self.errors)
+        return _mean(e.value for e in self.errors)
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ def _corruption(name: str, found: dict[int, Share], clean: float, baseline: Base
                 f"{severities}; try the same ones"
             )
         theirs = baseline.errors[name]
-        ce = _ratio(fmean(values), theirs)
-        relative = _ratio(fmean(values) - clean, theirs - baseline.clean)
+        ce = _ratio(_mean(values), theirs)
+        relative = _ratio(_mean(values) - clean, theirs - baseline.clean)
     elif baseline is not None and name in CORRUPTIONS:
         raise ValueError(f"baseline {baseline.name!r} says nothing of {name!r}; try it on the same corruptions")
     return Corruption(name, severities, tuple(found.values()), ce, relative)
