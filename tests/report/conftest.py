@@ -6,12 +6,14 @@ from report_cases import ATTACKS, EVIL
 
 from robustx import zoo
 from robustx.evaluation import Spec, evaluate
+from robustx.evaluation.spec import BoundSpec
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     models = {n: zoo.model(n) for n in ("digits", "digits-robust")}
-    spec = Spec(models=tuple(models), data="digits", eps=(0.1, 0.2), attacks=ATTACKS, block_size=8, explain=4)
+    more = {"bounds": (BoundSpec("ibp"),), "corruptions": ("fog", "contrast"), "severities": (1, 5)}
+    spec = Spec(models=tuple(models), data="digits", eps=(0.1, 0.2), attacks=ATTACKS, block_size=8, explain=4, **more)
     return evaluate(models, zoo.data("digits", limit=16), spec, tmp_path_factory.mktemp("digits"))
 
 
