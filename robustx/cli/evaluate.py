@@ -150,6 +150,8 @@ def _missed(summary: dict[str, Any], least: float, eps: float) -> list[str]:
         value = next(r["value"] for r in model["robust"] if r["eps"] == eps)
         if not value >= least:
             told.append(f"{model['name']} has robust accuracy {value:.1%} at {eps:g}, required is {least:.1%}")
+        elif model.get("soundness", {}).get("verdict") == "INVALID":
+            told.append(f"{model['name']} has robust accuracy {value:.1%} at {eps:g}, but the evaluation is invalid")
     return told
 
 
@@ -159,6 +161,9 @@ def _told(done: Run, summary: dict[str, Any]) -> str:
     for model in summary["models"]:
         shares = [model["clean"], *model["robust"]]
         rows.append([model["name"], *(f"{s['value']:.1%}" for s in shares), _distance(model["distances"])])
+        for bound in model.get("certified", ()):
+            proved = [f"{s['value']:.1%}" for s in bound["accuracy"]]
+            rows.append([f"  proved by {bound['label']}", *proved, f"{bound['median']:.3g}"])
     heads = ["model", "clean", *(f"{e:.3g}" for e in spec.eps), "median distance"]
     split = f" {done.data['split']}" if done.data["split"] else ""
     attacks = ", ".join(a.label for a in spec.attacks)
@@ -171,15 +176,27 @@ def _told(done: Run, summary: dict[str, Any]) -> str:
         f"  Attacks: {attacks}. What they did not find may still exist.",
     ]
     for model in summary["models"]:
-        kinds = {
-            re.sub(r"\d+", "", w): w for w in reversed(model["warnings"])
-        }  # the first of those that differ in numbers
-        lines += [f"  {model['name']}: {warning}" for warning in kinds.values()]
+        lines += _doubts(model)
         if model["flagged"]:
             lines.append(
                 f"  {model['name']}: {model['flagged']} samples gave NaN or infinite outputs; none counts as robust"
             )
     return "\n".join(lines) + "\n"
+
+
+def _doubts(model: dict[str, Any]) -> list[str]:
+    """Whether the evaluation of a model can be believed: the verdict, and why; else the warnings of its attacks."""
+    found, name = model.get("soundness"), model["name"]
+    kinds = {re.sub(r"\d+", "", w): w for w in reversed(model["warnings"])}  # the first that differ in numbers alone
+    if found is None:
+        return [f"  {name}: {warning}" for warning in kinds.values()]
+    if not found["flags"]:
+        return [
+            f"  {name}: the evaluation is {found['verdict']}: nothing speaks against it.",
+            *(f"    {w}" for w in kinds.values()),
+        ]
+    reasons = [f"    {f['name']}: {f['reason']}. Next: {f['next']}" for f in found["flags"]]
+    return [f"  {name}: the evaluation is {found['verdict']}.", *reasons]
 
 
 def _distance(distances: dict[str, Any]) -> str:

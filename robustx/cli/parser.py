@@ -54,6 +54,8 @@ NAME, MODEL and DATA are one of
                                         tensors, a Dataset, a DataLoader; or what returns one
                                         (called as package.module:name?key=value&key=value)
   torchvision:resnet18@IMAGENET1K_V1    torchvision's models and data sets by their own names
+  timm:resnet18  hf:owner/name  robustbench:Linf/cifar10/Wong2020Fast   models of these, where installed
+  folder:PATH  FILE.npz  FILE.safetensors  FILE.csv            data of yours: a folder for each class; x and y
 """
 
 
@@ -507,7 +509,11 @@ def _subject(p: Parser, several: bool = False) -> None:
         "--model", action="append", default=[], metavar="MODEL", help="the model" + (" (repeatable)" if several else "")
     )
     group.add_argument("--data", metavar="DATA", help="the labelled samples (default: those that NAME brings)")
-    group.add_argument("--weights", metavar="FILE", help="the model's weights, a .safetensors file")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the model's weights: a .safetensors file, or a .pt file with a plain state_dict",
+    )
     group.add_argument("--split", metavar="SPLIT", help="which part of the data, train or test (default: test)")
     group.add_argument("--root", metavar="DIR", help="the folder of a torchvision data set")
     group.add_argument(
