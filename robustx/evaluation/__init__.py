@@ -11,7 +11,7 @@ from .certified import Certified, bound_block, certify, leads
 from .comparing import Comparisons, compare_runs
 from .explanations import explain, instructive
 from .loggers import MLflowLogger, TensorBoardLogger, WandbLogger
-from .merge import merge
+from .merging import merge
 from .run import Run
 from .smoothing import Smoothed
 from .soundness import Flag, Soundness, assess, soundness_of
@@ -19,7 +19,7 @@ from .sources import opened
 from .spec import BUDGETS, AttackSpec, BoundSpec, DataSpec, ModelSpec, Spec, standard_attacks
 from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, moved, share
 from .store import Row, Store, Work
-from .verify import Difference, Verification, verify
+from .verifying import Difference, Verification, verify
 from .work import evaluate
 
 __all__ = [
