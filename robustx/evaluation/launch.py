@@ -47,6 +47,14 @@ def work_on(spec: str, folder: str | Path, shard: tuple[int, int], device: str =
 
     Raises:
         ValueError, TypeError, OSError, ImportError: models or data cannot be opened, or the folder holds another run.
+
+    >>> import tempfile
+    >>> spec = Spec(models=("digits",), data="digits", limit=4, block_size=2, eps=0.1, explain=0, soundness=False)
+    >>> folder = tempfile.mkdtemp()
+    >>> for share in (0, 1):
+    ...     work_on(spec.to_json(), folder, (share, 2))
+    >>> Run(folder).finished
+    True
     """
     with _ONE_AT_A_TIME, _threads(threads):
         models, data = _opened(spec, own_device(device))
@@ -77,7 +85,11 @@ def environment() -> tuple[int, int] | None:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: of ``"cuda"``, its own among the machine's GPUs, by ``LOCAL_RANK``."""
+    """The device of this process: of ``"cuda"``, its own among the machine's GPUs, by ``LOCAL_RANK``.
+
+    >>> own_device("cpu"), own_device("cuda:1")
+    ('cpu', 'cuda:1')
+    """
     asked, rank = torch.device(device), os.environ.get("LOCAL_RANK", "")
     if asked.type != "cuda" or asked.index is not None or not rank.isdecimal():
         return device

@@ -127,7 +127,7 @@ class Driver:
     def __init__(self, place: Path, seed: int) -> None:
         import_module("robustx.cli.resume")  # once, before there are children
         self.place, self.draw = place, random.Random(seed)
-        self.spec = spec()
+        self.spec = spec(data="disturbed:noise")
         self.models, self.data = opened(self.spec)
         self.folder = place / "run"
         assert ended(forked(partial(self.work, place / "whole"))) == 0
