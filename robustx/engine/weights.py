@@ -118,8 +118,11 @@ class Use:
         func, args, kwargs: the operation itself.
         names: the parameters' places among all tensors of the arguments.
         x: what entered.
-        axis: which axis of it, and of what left, counts the examples.
-        g: the gradient where it left, once it is known.
+        sign: what must be the same in every pass for the examples' axis to be known.
+        axis: which axis of what entered, and of what left, counts the examples, as far as is known.
+        compact: whether blocks are to be compact.
+        g: the gradient where it left, kept until the axis is known.
+        owed: what each parameter owes to this use; nothing if the scores do not depend on it.
     """
 
     op: str
@@ -128,19 +131,19 @@ class Use:
     kwargs: dict[str, Any]
     names: dict[int, str]
     x: Tensor
-    axis: int = 0
+    sign: tuple[Any, ...]
+    axis: int | None = None
+    compact: bool = False
     g: Tensor | None = None
+    owed: dict[str, Block] = field(default_factory=dict)
 
-    @property
-    def sign(self) -> tuple[Any, ...]:
-        """What must be the same in every pass for the examples' axis to be known."""
-        return self.op, tuple(self.names.items()), self.x.ndim
-
-    def blocks(self) -> dict[str, Block]:
-        """What each parameter owes to this use; nothing if the scores do not depend on it."""
-        if self.g is None:
-            return {}
-        return _FORMS[self.op](self, self.x.detach().movedim(self.axis, 0), self.g.movedim(self.axis, 0))
+    def settle(self) -> None:
+        """Makes blocks of what is known, which is then let go of: on the way back, as early as can be."""
+        if self.axis is None or self.g is None:
+            return
+        found = _FORMS[self.op](self, self.x.detach().movedim(self.axis, 0), self.g.movedim(self.axis, 0))
+        self.owed = {name: b.compact() if self.compact else b for name, b in found.items()}
+        self.args, self.kwargs, self.x, self.g = (), {}, self.x.new_empty(0), None
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
@@ -253,10 +256,10 @@ class _Watch(Ruled):
     The parameters themselves need no gradients: nothing of them is computed on the way back.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], anchor: Tensor) -> None:
+    def __init__(self, parameters: dict[str, Tensor], anchor: Tensor, plan: "_Plan | None", compact: bool) -> None:
         super().__init__({})
         self.named = {id(p): name for name, p in parameters.items()}
-        self.anchor = anchor
+        self.anchor, self.plan, self.compact = anchor, plan, compact
         self.uses: list[Use] = []
         self.others: set[str] = set()
 
@@ -270,9 +273,12 @@ class _Watch(Ruled):
         if x is None or len(set(names.values())) < len(names):
             self.others |= set(names.values())
             return out
-        use = Use(name, func, args, kwargs, names, x)
+        use = Use(name, func, args, kwargs, names, x, (name, tuple(names.items()), x.ndim), compact=self.compact)
+        if self.plan is not None:
+            use.axis = self.plan.axis(len(self.uses), use)
         self.uses.append(use)
-        return _Tap.apply(out, self.anchor, x, use) if torch.is_grad_enabled() else out
+        wanted = torch.is_grad_enabled() and (self.plan is None or use.axis is not None)
+        return _Tap.apply(out, self.anchor, x, use) if wanted else out
 
     def _entry(self, name: str, found: list[Tensor], names: dict[int, str]) -> Tensor | None:
         """What enters an operation whose gradients are known, if this is one."""
@@ -309,6 +315,7 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         _ = ctx.saved_tensors
         ctx.use.g = g
+        ctx.use.settle()
         return g, g.new_zeros(()), None, None
 
 
@@ -319,6 +326,11 @@ class _Plan:
     signs: list[tuple[Any, ...]]
     axes: list[int | None]
     others: frozenset[str]
+
+    def axis(self, i: int, use: Use) -> int | None:
+        """Of the i-th use, if it is the one that was there before, and some gradient follows from it."""
+        same = i < len(self.signs) and use.sign == self.signs[i]
+        return self.axes[i] if same and not self.others.issuperset(use.names.values()) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,38 +425,27 @@ class Weights:
     def _work(self, probe: Probe, rows: Tensor, plan: _Plan, compact: bool) -> list[Block]:
         others, found = set(plan.others), dict[str, Block]()
         if len(others) < len(self.parameters):
-            watch = self._watched(probe, rows)
+            watch = self._watched(probe, rows, plan, compact)
             if [u.sign for u in watch.uses] != plan.signs:  # the model took another way than on the first rows
                 others = set(self.parameters)
             else:
-                found = self._owed(watch.uses, plan, others)
+                found = _summed(watch.uses, others)
         if others:
             found |= self._apart(probe, rows, [n for n in self.parameters if n in others])
-        blocks = [
-            found[n] if n in found else Dense(p.new_zeros(len(rows), p.numel())) for n, p in self.parameters.items()
-        ]
-        return [b.compact() for b in blocks] if compact else blocks
+        zero = {n: Dense(p.new_zeros(len(rows), p.numel())) for n, p in self.parameters.items() if n not in found}
+        return [(found | zero)[n] for n in self.parameters]
 
-    def _owed(self, uses: list[Use], plan: _Plan, others: set[str]) -> dict[str, Block]:
-        owed: dict[str, list[Block]] = defaultdict(list)
-        for use, axis in zip(uses, plan.axes, strict=True):
-            if axis is None or others.issuperset(use.names.values()):
-                continue
-            use.axis = axis
-            for name, block in use.blocks().items():
-                owed[name].append(block)
-        return {name: reduce(_together, blocks) for name, blocks in owed.items() if name not in others}
-
-    def _watched(self, probe: Probe, rows: Tensor) -> _Watch:
+    def _watched(self, probe: Probe, rows: Tensor, plan: _Plan | None = None, compact: bool = False) -> _Watch:
         """A pass there and back, and what it used the parameters for."""
         frozen = {n: p.detach() for n, p in self.model.named_parameters()}
-        watch = _Watch({n: frozen[n] for n in self.parameters}, torch.zeros((), device=rows.device, requires_grad=True))
+        anchor = torch.zeros((), device=rows.device, requires_grad=True)
+        watch = _Watch({n: frozen[n] for n in self.parameters}, anchor, plan, compact)
         with torch.enable_grad():
             with watch.over(self.model):
                 out = self._asked(probe, frozen)._output(None, rows)
             _, pull = probe._scored(out, rows)
             if pull.requires_grad:
-                torch.autograd.grad(pull.sum(), watch.anchor, allow_unused=True)
+                torch.autograd.grad(pull.sum(), anchor, allow_unused=True)
         probe._count(rows, backward=1)
         return watch
 
@@ -468,8 +469,10 @@ class Weights:
         others = three.others | {
             n for u, a in zip(three.uses, axes, strict=True) if a is None for n in u.names.values()
         }
-        plan = _Plan(signs, axes, frozenset(others))
-        found = self._owed(three.uses, plan, others)
+        for use, axis in zip(three.uses, axes, strict=True):
+            use.axis = axis
+            use.settle()
+        found = _summed(three.uses, others)
         alone = self._singly(probe, rows[:1], [n for n in self.parameters if n not in others])
         lengths = {name: float(b.square().sqrt()) for name, b in alone.items()}
         for name, truth in alone.items():
@@ -536,6 +539,16 @@ def _axis(two: Use, three: Use) -> int | None:
     if len(found) != 1 or (left is not None and left.shape[found[0]] != 3):
         return None
     return found[0]
+
+
+def _summed(uses: list[Use], others: set[str]) -> dict[str, Block]:
+    """What each parameter owes to all its uses."""
+    owed: dict[str, list[Block]] = defaultdict(list)
+    for use in uses:
+        for name, block in use.owed.items():
+            if name not in others:
+                owed[name].append(block)
+    return {name: reduce(_together, blocks) for name, blocks in owed.items()}
 
 
 def _together(one: Block, two: Block) -> Block:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.checks import ArgumentError, whole
+from ...engine.memory import PASSING
 from ...engine.randomness import Noise
 from ...engine.weights import Block, Dense, Outer, Weights, layer_of
 from .base import Inputs, KMostInfluentialResults, Loss, TrainData, device_of, groups, probe_of
 from .checkpoints import borrowed, load_checkpoint
 from .neighbours import ExactNearestNeighbors, NearestNeighbors
-from .tracin import TracInCPBase
+from .tracin import ROOM, TracInCPBase
 
 
 class TracInCPFast(TracInCPBase):
@@ -35,6 +36,8 @@ class TracInCPFast(TracInCPBase):
     >>> fast.influence((x, y), k=2).indices.shape
     torch.Size([4, 2])
     """
+
+    _room = ROOM // PASSING  # nothing is kept of the passes but what enters the layer
 
     def __init__(
         self,

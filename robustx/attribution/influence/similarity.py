@@ -217,7 +217,7 @@ def _digest(value: Any) -> str:
     for t in tree_leaves(value):
         if isinstance(t, Tensor):
             found.update(f"{t.dtype} {tuple(t.shape)}".encode())
-            found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -65,6 +65,9 @@ def squared_lengths(weights: Weights, probe: Probe, told: Told) -> Tensor:
     return torch.cat(rows)
 
 
+ROOM = 1 << 25  # bytes for what a pass makes on a CPU: gradients of each example take more than larger batches save
+
+
 class TracInCPBase(DataInfluence):
     """What the classes of this family share: data, losses and checkpoints.
 
@@ -104,7 +107,8 @@ class TracInCPBase(DataInfluence):
         self.test_loss_fn = self.loss_fn if test_loss_fn is None else checked_loss(test_loss_fn, "test_loss_fn")
         self.batch_size = batch_size
         self.train_dataloader = loader_of(train_dataset, batch_size)
-        self._pace = Pace()
+
+    _room = ROOM
 
     @property
     def checkpoints(self) -> list[Any]:
@@ -114,6 +118,12 @@ class TracInCPBase(DataInfluence):
     @checkpoints.setter
     def checkpoints(self, given: Any) -> None:
         self._checkpoints = checkpoints_of(given)
+
+    @cached_property
+    def _pace(self) -> Pace:
+        """Shared by all passes, so that rows are weighed once."""
+        place = device_of(self.model)
+        return Pace(budget=self._room if place is None or place.type == "cpu" else None)
 
     @cached_property
     def _weights(self) -> Weights:
