@@ -100,6 +100,7 @@ from .lrp_rules import (
     ZBoxRule,
 )
 from .masks import RISE, ExtremalPerturbation, SobolAttribution, rise, sobol_indices
+from .metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from .noise import (
     ExpectedGradients,
     GradientShap,
@@ -304,6 +305,8 @@ __all__ = [
     "guided_path",
     "hires_cam",
     "important_directions",
+    "infidelity",
+    "infidelity_perturb_func_decorator",
     "input_x_gradient",
     "integrated_gradients",
     "interactions",
@@ -324,6 +327,7 @@ __all__ = [
     "sampled_interactions",
     "sampled_owen",
     "sampled_shapley",
+    "sensitivity_max",
     "shapley_values",
     "sobol_indices",
     "straight_path",

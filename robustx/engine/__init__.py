@@ -7,7 +7,19 @@ from .memory import Pace
 from .packing import Packing, Tensors
 from .probe import Door, Meter, ModelError, NonFiniteError, Probe
 from .randomness import Noise, identities
-from .scores import Each, Everything, Neuron, Output, OutputError, Part, Score, Target, TargetError
+from .scores import (
+    Each,
+    Everything,
+    Neuron,
+    Output,
+    OutputError,
+    Part,
+    Predicted,
+    Probability,
+    Score,
+    Target,
+    TargetError,
+)
 from .sites import Input, Layer, Site, Together
 
 __all__ = [
@@ -29,6 +41,8 @@ __all__ = [
     "Pace",
     "Packing",
     "Part",
+    "Predicted",
+    "Probability",
     "Probe",
     "Score",
     "Site",

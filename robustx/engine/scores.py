@@ -170,6 +170,31 @@ class Output(Score):
 
 
 @dataclass(frozen=True, eq=False)
+class Probability(Output):
+    """The softmax of class scores [N, K], at a target: the probability of a class.
+
+    >>> Probability(1).value(torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.arange(2))
+    tensor([0.5000, 0.7311])
+    """
+
+    def part(self, out: Any, rows: Tensor) -> Any:
+        return super().part(tensor_output(out, rows).softmax(1), rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted(Output):
+    """Whether class scores [N, K] are greatest at a target, 1 or 0: its mean is the accuracy.
+
+    >>> Predicted(1).value(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.arange(2))
+    tensor([0., 1.])
+    """
+
+    def part(self, out: Any, rows: Tensor) -> Any:
+        scores = tensor_output(out, rows)
+        return super().part(torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1), rows)
+
+
+@dataclass(frozen=True, eq=False)
 class Part(Output):
     """What a target leaves of each row, one number or several [N, ...]: for methods that need values only."""
 

@@ -66,6 +66,25 @@ class Input(Site):
 
 
 @dataclass(frozen=True, eq=False)
+class Given(Site):
+    """Inputs that were made elsewhere, of any dtypes: its value is the number of one of them [N, 1].
+
+    Args:
+        inputs: M of them, [M, ...] each.
+    """
+
+    inputs: Tensors
+
+    entry = True
+
+    def read(self, call: Call, inputs: Tensors) -> Tensors:
+        return (torch.zeros(len(inputs[0]), 1, dtype=torch.long, device=inputs[0].device),)
+
+    def write(self, call: Call, inputs: Tensors, z: Tensors, rows: Tensor) -> Any:
+        return call(tuple(t[z[0].squeeze(1)] for t in self.inputs))
+
+
+@dataclass(frozen=True, eq=False)
 class Layer(Site):
     """What comes out of a module, or goes into it (``side="input"``).
 
