@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections import Counter
+from dataclasses import asdict
 
 from .. import evaluation
 from ..evaluation import Run, Verification
@@ -20,7 +21,7 @@ def run(asked: Namespace) -> int:
     found = evaluation.verify(made.folder, models, data, again=asked.again, show_progress=bars(asked))
     if asked.json:
         told = {"folder": str(found.folder), "ok": found.ok, "checks": found.checks, "unfinished": found.unfinished}
-        print(as_json({**told, "differences": [d._asdict() for d in found.differences]}))
+        print(as_json({**told, "differences": [asdict(d) for d in found.differences]}))
     else:
         print(_told(found))
     return DONE if found.ok else NO

@@ -3,13 +3,11 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .run import Run
 from .spec import Spec
 from .store import Work
-
-if TYPE_CHECKING:
-    from .run import Run
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Callback:
     def step(self, step: Step) -> None:
         """A block is finished, and kept."""
 
-    def ended(self, run: "Run") -> None:
+    def ended(self, run: Run) -> None:
         """After the last block of this process, whether others are still at work or not; never after an error."""
 
     def closed(self) -> None:

@@ -63,7 +63,7 @@ TABLES: dict[str, dict[str, str]] = {
 """Columns of each table, and what they hold, in the words of pandas (an Int64 may be missing, an int64 never is).
 
 ``result``, ``sample`` and ``block`` are those of the store, whatever the number of its files; ``samples`` is
-:meth:`Run.samples`, one row for each model and sample.
+:meth:`robustx.evaluation.Run.samples`, one row for each model and sample.
 """
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ BALL = 1e-6
 """The share of a budget by which an adversarial example may exceed it in float64."""
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Difference:
     """Something that does not come out as it was stored.
 
     Attributes:
