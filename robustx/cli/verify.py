@@ -20,8 +20,7 @@ def run(asked: Namespace) -> int:
     set_threads(asked.threads, list(models.values()))
     found = evaluation.verify(made.folder, models, data, again=asked.again, show_progress=bars(asked))
     if asked.json:
-        told = {"folder": str(found.folder), "ok": found.ok, "checks": found.checks, "unfinished": found.unfinished}
-        print(as_json({**told, "differences": [asdict(d) for d in found.differences]}))
+        print(as_json({"ok": found.ok, **asdict(found), "folder": str(found.folder)}))
     else:
         print(_told(found))
     return DONE if found.ok else NO
@@ -36,6 +35,7 @@ def _told(found: Verification) -> str:
         lines.append(f"  and {len(found.differences) - SHOWN} more; --json tells all")
     if found.unfinished:
         lines.append(f"  {found.unfinished} steps are not finished; nothing is said of them")
+    lines += [f"  made elsewhere: {told}" for told in found.elsewhere]
     count = len(found.differences)
     told = "Everything comes" if found.ok else f"Not everything ({count} differences) comes"
     return "\n".join([*lines, f"{told} out as it is stored in {found.folder}"])

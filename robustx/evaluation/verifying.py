@@ -25,7 +25,7 @@ from ..engine.packing import flat
 from ..perturb.goals import margin
 from ..perturb.norms import norm_of
 from .block import Block, Finished, clean_block, logits_of, standing, trials
-from .identity import differing, short
+from .identity import differences, differing, short
 from .plan import attacks, closing, plan
 from .run import Run
 from .spec import BOUND, CLEAN, CORRUPTION, AttackSpec
@@ -70,12 +70,14 @@ class Verification:
         checks: how many were made, by kind.
         differences: what did not come out as it was stored.
         unfinished: units of work that the run has not done yet; nothing is said of them.
+        elsewhere: in what device and versions differ from those of the run; where they do, so may last digits.
     """
 
     folder: Path
     checks: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     unfinished: int = 0
+    elsewhere: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -151,11 +153,11 @@ def verify(
     """
     run = Run(folder)
     job = Job.of(models, data, run.spec)
-    audit = _Audit()
+    audit, now = _Audit(), job.identity
     with Store(folder) as store:
         works = [*plan(run.spec, run.data["count"]), *closing(run.spec)]
         done = store.done()
-        if _identity(audit, run, job) and _samples(audit, store, job):
+        if _identity(audit, run, now) and _samples(audit, store, job):
             for work in works if (run.folder / "summary.json").exists() else ():
                 audit.of("file", work, None, work in done, "finished", "not there, or not as long as it was")
             for work in sorted(done.difference(works)):
@@ -163,7 +165,9 @@ def verify(
             for work in _progress([w for w in works if w in done], show_progress):
                 _part(audit, store, job, work, again)
             _statistics(audit, run)
-    return Verification(run.folder, dict(audit.checks), audit.differences, sum(w not in done for w in works))
+    left = sum(w not in done for w in works)
+    where = ({k: told[k] for k in ("device", "versions")} for told in (run.about, now))
+    return Verification(run.folder, dict(audit.checks), audit.differences, left, tuple(differences(*where)))
 
 
 class _Audit:
@@ -193,9 +197,9 @@ class _Audit:
         self.differences.append(Difference(kind, model, attack, sample, short(stored), short(recomputed)))
 
 
-def _identity(audit: _Audit, run: Run, job: Job) -> bool:
+def _identity(audit: _Audit, run: Run, now: Mapping[str, Any]) -> bool:
     """Whether the data have the form of the run's, so that it makes sense to go on."""
-    about, now = run.about, job.identity
+    about = run.about
     audit.of("specification", None, None, about["spec_sha256"] == now["spec_sha256"], about["spec_sha256"], now["spec"])
     for name in run.spec.names:
         audit.json("model", Work(name, "", 0), None, about["models"].get(name), now["models"][name])

@@ -215,6 +215,15 @@ def test_an_edited_specification(forged, digits, model):
     assert {"specification", "row"} <= kinds(forged, model, digits)
 
 
+def test_a_run_that_was_made_elsewhere(forged, digits, model):
+    about = json.loads((forged / "run.json").read_text())
+    about["versions"]["torch"] = "2.11.0"
+    (forged / "run.json").write_text(json.dumps(about))
+    (forged / "summary.json").unlink()  # tells the versions too
+    checked = verify(forged, {"m": model}, digits)
+    assert checked.ok and checked.elsewhere == (f"versions.torch: 2.11.0 before, {torch.__version__} now",)
+
+
 def test_another_model_and_other_data(true, digits, model):
     robust = zoo.model("digits-robust")
     assert {"model", "success", "margin"} <= kinds(true.folder, robust, digits)
