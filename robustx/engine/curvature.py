@@ -14,7 +14,7 @@ from .weights import Weights
 TOGETHER = 32  # directions that share one pass of the model
 
 
-def hessian_products(weights: Weights, probe: Probe, v: Tensor) -> Tensor:
+def hessian_products(weights: Weights, probe: Probe, v: Tensor, rows: Tensor | None = None) -> Tensor:
     """The Hessian of the sum of all examples' pulls times each of some directions [m, P].
 
     Pearlmutter (Neural Computation 1994): the gradient of the gradient's product with a direction. Several directions
@@ -24,6 +24,7 @@ def hessian_products(weights: Weights, probe: Probe, v: Tensor) -> Tensor:
         weights: with respect to what; of the probe's model.
         probe: the model on its inputs, with the score whose pull is differentiated.
         v: the directions [m, P], in the order of the weights.
+        rows: the examples that count; None for all.
 
     Raises:
         ValueError: directions of another size.
@@ -37,7 +38,8 @@ def hessian_products(weights: Weights, probe: Probe, v: Tensor) -> Tensor:
     """
     if v.ndim != 2 or v.shape[1] != weights.size:
         raise ArgumentError(f"v must be directions [m, {weights.size}], got {tuple(v.shape)}")
-    return torch.cat([_products(weights, probe, some) for some in v.split(TOGETHER)]) if len(v) else v.clone()
+    rows = probe.everyone if rows is None else rows
+    return torch.cat([_products(weights, probe, some, rows) for some in v.split(TOGETHER)]) if len(v) else v.clone()
 
 
 def hessian(weights: Weights, probe: Probe) -> Tensor:
@@ -47,9 +49,9 @@ def hessian(weights: Weights, probe: Probe) -> Tensor:
     return (found + found.T) / 2
 
 
-def _products(weights: Weights, probe: Probe, v: Tensor) -> Tensor:
+def _products(weights: Weights, probe: Probe, v: Tensor, whose: Tensor) -> Tensor:
     def work(part: slice) -> Tensor:
-        rows = probe.everyone[part]
+        rows = whose[part]
         leaves = weights._leaves()
         wanted = [leaves[n] for n in weights.parameters]
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivatives
@@ -62,14 +64,13 @@ def _products(weights: Weights, probe: Probe, v: Tensor) -> Tensor:
         return found
 
     kind = ("hessian", probe._size, len(v), *weights.parameters)
-    return sum((t for _, t in probe._batches(probe.examples, work, kind)), torch.zeros_like(v))
+    return sum((t for _, t in probe._batches(len(whose), work, kind)), torch.zeros_like(v))
 
 
 def _back(grads: tuple[Tensor | None, ...], wanted: list[Tensor], v: Tensor) -> Tensor:
     """The gradients of the product of the gradients with each direction [m, P]."""
-    sides = [
-        part.unflatten(1, p.shape) if p.ndim else part[:, 0] for part, p in zip(_split(v, wanted), wanted, strict=True)
-    ]
+    parts = v.split([p.numel() for p in wanted], 1)
+    sides = [part.reshape(len(v), *p.shape) for part, p in zip(parts, wanted, strict=True)]
     pairs = [(g, side) for g, side in zip(grads, sides, strict=True) if g is not None and g.requires_grad]
     if not pairs:
         return torch.zeros_like(v)
@@ -90,10 +91,6 @@ def _back(grads: tuple[Tensor | None, ...], wanted: list[Tensor], v: Tensor) -> 
                 raise
     each = (ask([side[i] for _, side in pairs], False) for i in range(len(v)))
     return torch.stack([torch.cat([t.detach().flatten() for t in rows]) for rows in each])
-
-
-def _split(v: Tensor, wanted: list[Tensor]) -> tuple[Tensor, ...]:
-    return v.split([p.numel() for p in wanted], 1)
 
 
 __all__ = ["hessian", "hessian_products"]

@@ -116,3 +116,13 @@ def test_of_some_parameters_and_of_none_that_matter():
     with pytest.raises(ArgumentError, match=r"v must be directions \[m, 27\], got \(27,\)"):
         hessian_products(weights, straight, torch.ones(27))
     assert hessian_products(weights, straight, torch.ones(0, 27).double()).shape == (0, 27)
+
+
+def test_of_some_examples_each_as_often_as_it_is_named():
+    model = convolution().double().eval()
+    x = torch.randn(4, 1, 3, 3, dtype=torch.float64)
+    weights, v = Weights.of(model), torch.randn(2, 37, dtype=torch.float64)
+    of = Output(lambda out: F.cross_entropy(out, torch.zeros(len(out), dtype=int), reduction="none"))
+    rows = torch.tensor([3, 0, 3])
+    found = hessian_products(weights, Probe(model, (x,), of), v, rows)
+    assert_close(found, hessian_products(weights, Probe(model, (x[rows],), of), v))
