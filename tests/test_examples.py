@@ -48,6 +48,7 @@ MORE = [
     ("layers_and_neurons", [], "conductances add up to", "explanation/layers_and_neurons.png"),
     ("activation_maps", [], "guided Grad-CAM", "explanation/activation_maps.png"),
     ("coalitions", [], "squares at random", "explanation/coalitions.png"),
+    ("influence", ["--rows", "3"], "chance", "influence/influence.png"),
     ("transformers", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
     ("layers_and_neurons", ["--model", "digits-robust"], "answer 6", "explanation/layers_and_neurons.png"),
