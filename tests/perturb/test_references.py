@@ -1,6 +1,8 @@
 """What features give way to."""
 
+import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 from models import Keywords, TwoInputs, linear, mlp
 from torch.testing import assert_close
@@ -319,7 +321,7 @@ def filled(x, filling, gone):
     return g.at.blend(gone.to(x.dtype), torch.arange(len(gone)))[0]
 
 
-@pytest.mark.parametrize("method", ["smooth", "biharmonic"])
+@pytest.mark.parametrize("method", ["smooth", "linear", "biharmonic"])
 def test_inpainting(method):
     """What stays is as it was; what goes does not matter, and lies within what stays around it."""
     x, gone = torch.rand(6, 3, 7, 9, dtype=torch.float64), torch.rand(6, 189) < 0.6
@@ -346,6 +348,36 @@ def test_smooth_inpainting_knows_its_surroundings():
     assert ((found - ramp)[gone]).abs().max() < 0.15 < 0.3 < ((ramp.mean() - ramp)[gone]).abs().max()
     for i in range(2):
         assert_close(filled(ramp[i : i + 1], Inpainted(), gone[i : i + 1].flatten(1)), found[i : i + 1])
+
+
+def test_linear_inpainting_solves_its_equations():
+    """Written element by element, as in the paper, and solved by scipy."""
+    x, gone = torch.rand(2, 2, 6, 7, dtype=torch.float64), torch.rand(2, 84) < 0.7
+    found = filled(x, Inpainted("linear"), gone)
+    for (i, c), hole in zip([(0, 0), (0, 1), (1, 0), (1, 1)], gone.reshape(4, 6, 7), strict=True):
+        matrix, right = scipy.sparse.lil_matrix((42, 42)), np.zeros(42)
+        for place, (row, column) in enumerate(np.ndindex(6, 7)):
+            matrix[place, place] = 1
+            if not hole[row, column]:
+                right[place] = x[i, c, row, column]
+                continue
+            around = [(row + a, column + b) for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]
+            around = [(r, k) for r, k in around if 0 <= r < 6 and 0 <= k < 7]
+            weights = [1 / 12 if r != row and k != column else 1 / 6 for r, k in around]
+            for (r, k), weight in zip(around, weights, strict=True):
+                matrix[place, 7 * r + k] = -weight / sum(weights)
+        solved = scipy.sparse.linalg.spsolve(matrix.tocsr(), right)
+        assert_close(found[i, c], torch.from_numpy(solved).reshape(6, 7), atol=1e-6, rtol=0)
+
+
+def test_inpainting_noise_is_on_what_is_painted_and_belongs_to_the_example():
+    x, gone = torch.rand(3, 2, 20, 20), torch.rand(3, 800) < 0.5
+    noisy = filled(x, Inpainted("linear", noise=0.1), gone)
+    added = (noisy - filled(x, Inpainted("linear"), gone)).flatten(1)
+    assert (added[~gone] == 0).all()
+    assert abs(float(added[gone].std()) - 0.1) < 0.01
+    assert_close(filled(x[1:], Inpainted("linear", noise=0.1), gone[1:]), noisy[1:])
+    assert not torch.equal(filled(x, Inpainted("linear", noise=0.1, seed=1), gone), noisy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -429,7 +461,7 @@ def unlike(data, labels=None, args=()):
     [
         (lambda x: IntegratedGradients(torch.nn.Flatten()).attribute(x, Inpainted(), target=0), "which features stay"),
         (lambda x: filled(x[:, 0], Inpainted(), torch.zeros(2, 16)), r"pictures \[B, C, H, W\] of floats, got"),
-        (lambda x: Inpainted("telea"), "method must be 'smooth' or 'biharmonic', got 'telea'"),
+        (lambda x: Inpainted("telea"), "method must be 'smooth', 'linear', 'biharmonic', got 'telea'"),
         (lambda x: nearest_unlike(x)(Probe(torch.nn.Flatten(), (x,))), "is no goal but Output; take it for counterf"),
         (lambda x: unlike(x[:, :, 0]), r"baselines of shape \(2, 1, 4\) do not fit input 0"),
         (lambda x: unlike(x, torch.zeros(3)), r"labels must be one for each of 2 rows, got shape \(3,\)"),
