@@ -46,7 +46,7 @@ def infidelity(
         n_perturb_samples: perturbations of each example.
         max_examples_per_batch: most rows in one pass, and for how many ``perturb_func`` is asked at once (for all
             examples at least). Default: passes fill the memory budget.
-        normalize: scale attributions by the factor that fits best, example by example, before (appendix C).
+        normalize: scale attributions by the factor that fits best, example by example, before.
 
     Raises:
         ValueError: shapes do not fit.
@@ -197,7 +197,7 @@ def sensitivity_max(
 ) -> Tensor:
     """How far an explanation moves at most when the inputs move a little, as a share of its own size [B].
 
-    Yeh et al. (NeurIPS 2019), definition 3.1: the greatest of ``n_perturb_samples``, so a bound from below.
+    Yeh et al. (NeurIPS 2019), section 3: the greatest of ``n_perturb_samples``, so a bound from below.
 
     Args:
         explanation_func: such as the ``attribute`` of a method, yours or Captum's.
