@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.axes_grid1 import make_axes_locatable
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -23,6 +28,9 @@ ACROSS = 10
 TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}  # how figures are saved
 BENEATH: dict[str, Any] = {"location": "bottom", "shrink": 0.9, "aspect": 12, "format": "%.2g", "panchor": False}
 SIGNED = "RdBu_r"  # red adds, blue takes away, white is nothing
+ADDS = ListedColormap(colormaps[SIGNED](np.linspace(0.5, 1, 256)), "adds")  # its halves, away from white
+TAKES = ListedColormap(colormaps[SIGNED](np.linspace(0.5, 0, 256)), "takes")
+SIZES = "Purples"  # neither red nor blue: nothing is said of the sign
 RED, BLUE = "#b2182b", "#2166ac"
 WIDE = 40  # characters in a line of a label
 
@@ -328,8 +336,22 @@ def _inches(text: str) -> float:
     return max([0.0, *(float(p.get_extents().width) / 72 for p in paths)])
 
 
-def draw_image(axes: Axes, image: Tensor, bounds: Bounds, alpha: float = 1.0) -> None:
-    """One image [C, H, W]: colours for three channels, else the mean as grey (ink dark on light)."""
+def new_figure(size: tuple[float, float], pyplot: bool = False, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes, known to pyplot, and so kept until it is closed, only if asked."""
+    if pyplot:
+        from matplotlib import pyplot as shared
+
+        figure = shared.figure(figsize=size, layout="tight")
+    else:
+        figure = Figure(figsize=size, dpi=110, layout="tight")
+    return figure, figure.subplots(**subplots)
+
+
+def draw_image(axes: Axes, image: Tensor, bounds: Bounds, alpha: Any = 1.0) -> None:
+    """One image [C, H, W]: colours for three channels, else the mean as grey (ink dark on light).
+
+    ``alpha``: how far it covers what is beneath, one number or [H, W].
+    """
     low, high = (b.mean().item() if isinstance(b, Tensor) else float(b) for b in bounds)
     if not np.isfinite(high - low) or high <= low:
         low, high = float(image.min()), float(image.max())
@@ -343,11 +365,34 @@ def draw_image(axes: Axes, image: Tensor, bounds: Bounds, alpha: float = 1.0) ->
 
 def draw_signed(axes: Axes, values: Tensor, most: float, alpha: float = 1.0) -> Any:
     """Signed values [H, W] on a scale that is white at 0."""
+    return draw_values(axes, values, -most, most, SIGNED, alpha)
+
+
+def draw_values(
+    axes: Axes, values: Tensor, low: float, high: float, cmap: str | Colormap, alpha: float = 1.0
+) -> AxesImage:
+    """Values [H, W] in colours, from those of ``low`` to those of ``high``."""
     shown = axes.imshow(
-        values.detach().float().cpu().numpy(), cmap=SIGNED, vmin=-most, vmax=most, alpha=alpha, interpolation="nearest"
+        values.detach().float().cpu().numpy(), cmap=cmap, vmin=low, vmax=high, alpha=alpha, interpolation="nearest"
     )
     axes.set_axis_off()
     return shown
+
+
+def bar_beneath(axes: Axes, shown: ScalarMappable | None, label: str = "", gap: float = 0.08, **options: Any) -> None:
+    """The scale of what is shown, as wide as its picture and so many inches beneath it.
+
+    Of nothing, only its place: pictures side by side are then of one size.
+    """
+    place = make_axes_locatable(axes).append_axes("bottom", size=0.12, pad=gap, facecolor="white")
+    if shown is None:
+        place.set_axis_off()
+        return
+    low, high = shown.get_clim()
+    bar = axes.figure.colorbar(shown, cax=place, orientation="horizontal", format="{x:.3g}", **options)
+    bar.set_ticks([low, (low + high) / 2, high])
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=9)
 
 
 def draw_outlines(axes: Axes, labels: Tensor, colour: str = "0.55", width: float = 0.7) -> None:
