@@ -61,9 +61,9 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Run:
             for work in sorted(part.done()):
                 if work not in whole.done():
                     whole.adopt(part, work)
-                elif conflict := _conflict(whole, part, work):
+                elif different := conflict(whole, part, work):
                     raise ValueError(
-                        f"{str(out)!r} and {str(part.folder)!r} differ in {conflict}; one of them is wrong"
+                        f"{str(out)!r} and {str(part.folder)!r} differ in {different}; one of them is wrong"
                     )
     run = Run(out)
     if run.finished:
@@ -71,7 +71,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Run:
     return run
 
 
-def _conflict(a: Store, b: Store, work: Work) -> str:
+def conflict(a: Store, b: Store, work: Work) -> str:
     """Where two copies of a finished block differ, in words; nothing if they do not."""
     key = f"block {work.block} of {work.attack!r} on {work.model!r}"
     rows = [{(r.position, r.eps): r for r in store.rows_of(work)} for store in (a, b)]

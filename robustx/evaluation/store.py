@@ -95,14 +95,15 @@ class Store:
     Args:
         folder: of an existing run; :meth:`start` makes or resumes one.
         writer: whose file it may write to; None: none.
+        files: which of the writers' files are read.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
         ValueError: its ``run.json`` cannot be read.
     """
 
-    def __init__(self, folder: str | Path, writer: str | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, writer: str | None = None, files: str = "results-*.sqlite") -> None:
+        self.folder, self._pattern = Path(folder), files
         self.about = read_about(self.folder)
         self._block = int(self.about["spec"]["block_size"])
         self._name = None if writer is None else f"results-{slug(writer)}.sqlite"
@@ -170,7 +171,7 @@ class Store:
 
     def refresh(self) -> None:
         """Looks at what all writers have finished by now."""
-        for path in sorted(self.folder.glob("results-*.sqlite")):
+        for path in sorted(self.folder.glob(self._pattern)):
             if path.name not in self._files:
                 self._files[path.name] = sqlite3.connect(path, timeout=60, isolation_level=None)
         self._owner = {}

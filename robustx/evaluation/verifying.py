@@ -26,6 +26,7 @@ from ..perturb.goals import margin
 from ..perturb.norms import norm_of
 from .block import Block, Finished, clean_block, logits_of, standing, trials
 from .identity import differences, differing, short
+from .merging import conflict
 from .plan import attacks, closing, plan
 from .run import Run
 from .spec import BOUND, CLEAN, CORRUPTION, AttackSpec
@@ -119,6 +120,8 @@ def verify(
         By a fresh pass of the samples and of each example. An example must fool the model now. Otherwise outputs may
         differ by rounding, as other batches and machines round otherwise: by the square root of the precision of the
         inputs' dtype (3.5e-4 for float32), as a share of the largest logit of the row.
+    ``copy``
+        Of several processes that finished the same block, that they wrote the same.
     ``bound``, ``corruption``
         These are made again as a whole.
     ``attack``, ``soundness``, ``explanation``
@@ -164,6 +167,7 @@ def verify(
                 audit.of("row", work, None, False, f"block {work.block}", "no part of the run")
             for work in _progress([w for w in works if w in done], show_progress):
                 _part(audit, store, job, work, again)
+            _copies(audit, store)
             _statistics(audit, run)
     left = sum(w not in done for w in works)
     where = ({k: told[k] for k in ("device", "versions")} for told in (run.about, now))
@@ -401,6 +405,16 @@ def _tensor(
     off = off & ~((a == b) | (a.isnan() & b.isnan())) | (a.isnan() != b.isnan())
     told = "the same" if not off.any() else f"{int(off.sum())} of {off.numel()} elements differ"
     return audit.of(kind, work, None, not off.any(), f"a tensor {name}", told)
+
+
+def _copies(audit: _Audit, store: Store) -> None:
+    """What several processes finished, file by file."""
+    files = sorted(path.name for path in store.folder.glob("results-*.sqlite"))
+    for name in files if len(files) > 1 else ():
+        with Store(store.folder, files=name) as one:
+            for work in sorted(one.done()):
+                different = conflict(store, one, work)
+                audit.of("copy", work, None, not different, name, different)
 
 
 def _statistics(audit: _Audit, run: Run) -> None:

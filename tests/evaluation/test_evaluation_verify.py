@@ -208,6 +208,18 @@ def test_edited_files(forged, digits, model):
     assert [d.kind for d in verify(forged, {"m": model}, digits).differences][:2] == ["summary", "table"]
 
 
+def test_two_processes_that_finished_the_same_block(forged, digits, model):
+    shutil.copy(forged / "results-main.sqlite", forged / "results-other.sqlite")
+    checked = verify(forged, {"m": model}, digits)
+    assert checked.ok and checked.checks["copy"] == 2 * (2 * 4 + 1)
+    db = sqlite3.connect(forged / "results-other.sqlite", isolation_level=None)
+    db.execute("UPDATE result SET margin = margin + 1 WHERE attack = 'pgd' AND position = 9")
+    db.close()
+    (found,) = verify(forged, {"m": model}, digits).differences
+    assert (found.kind, found.attack, found.stored) == ("copy", "pgd", "results-other.sqlite")
+    assert found.recomputed.startswith("block 1 of 'pgd' on 'm', sample 9 at")
+
+
 def test_an_edited_specification(forged, digits, model):
     about = json.loads((forged / "run.json").read_text())
     about["spec"]["eps"] = [0.1, 0.3]
