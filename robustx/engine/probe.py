@@ -470,8 +470,11 @@ class Probe:
 
     @property
     def _size(self) -> int:
-        """Bytes of an example's inputs."""
-        return sum(prod(t.shape[1:]) * t.element_size() for t in self.inputs)
+        """Bytes of an example's inputs; ids are as heavy as what is made of them, where that is known."""
+        size = sum(prod(t.shape[1:]) * t.element_size() for t in self.inputs)
+        if "packing" not in self.__dict__ or any(t.is_floating_point() for t in self.inputs):
+            return size
+        return max(size, sum(self.packing.sizes) * self.packing.dtype.itemsize)
 
     @property
     def _kind(self) -> tuple[type, int]:

@@ -14,6 +14,7 @@ from robustx.attribution import Attribution, LayerAttribution, LayerGradCam, Neu
 
 METHODS = [c for c in vars(attribution).values() if isclass(c) and issubclass(c, Attribution) and not isabstract(c)]
 METHODS.remove(attribution.DataLoaderAttribution)  # it is asked about data loaders
+METHODS = [c for c in METHODS if not c.__module__.startswith("robustx.attribution.text")]  # these, about prompts
 METHODS.remove(attribution.LimeBase)  # it is made of a user's functions, and explains one example
 
 
