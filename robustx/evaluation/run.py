@@ -22,6 +22,7 @@ from .statistics import (
     Cumulative,
     Outcome,
     certified,
+    certified_steps,
     compare,
     cost,
     cumulative,
@@ -168,6 +169,7 @@ class Run:
                     "method": bound.name,
                     "accuracy": [{"eps": e, **asdict(s)} for e, s in zip((0.0, *self.spec.eps), shares, strict=True)],
                     "median": float(np.median(radius)) if len(radius) else math.nan,
+                    "curve": certified_steps(radius),
                 }
             )
         return {"certified": told} if told else {}

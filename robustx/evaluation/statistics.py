@@ -471,6 +471,17 @@ def certified(outcome: Outcome, rows: Iterable[Row]) -> Floats:
     return np.array([radius.get(p, 0.0) for p in outcome.position.tolist()], np.float64)
 
 
+def certified_steps(radius: Floats) -> dict[str, list[float]]:
+    """The share of samples that keep their label for certain, at every budget: where it steps down, and to what.
+
+    >>> certified_steps(np.array([0.0, 0.25, 0.5, 0.25]))
+    {'eps': [0.0, 0.25, 0.5], 'value': [0.75, 0.25, 0.0]}
+    """
+    eps = np.unique(np.concatenate([[0.0], radius[np.isfinite(radius)]]))
+    left = len(radius) - np.searchsorted(np.sort(radius), eps, "right")
+    return {"eps": eps.tolist(), "value": (left / max(len(radius), 1)).tolist()}
+
+
 def moved(outcome: Outcome, classes: int) -> Ints:
     """From which class into which samples fall at the smallest budget, [label, class it is taken for]."""
     table = np.zeros((classes, classes), np.int64)

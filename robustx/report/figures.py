@@ -74,17 +74,12 @@ def security_curves(
             told.append(f"{o.model}: {_points([0, *eps], [s.value for s in shares])}")
             for c in certified.get(o.model, ()):
                 at, value = [p["eps"] for p in c["accuracy"]], [p["value"] for p in c["accuracy"]]
-                ax.step(
-                    at,
-                    [100 * v for v in value],
-                    MARKS[k % len(MARKS)],
-                    where="pre",  # what is proved within a budget is proved within any smaller one
-                    linestyle=(0, (1, 1.6)),
-                    linewidth=1.4,
-                    markersize=4.5,
-                    markerfacecolor="none",
-                    color=colour,
-                )
+                steps_at, left = ([*c["curve"][name], c["curve"][name][-1]] for name in ("eps", "value"))
+                steps_at[-1] = max(eps[-1], steps_at[-1])
+                dots = {"linestyle": (0, (1, 1.6)), "linewidth": 1.4, "color": colour}
+                ax.step(steps_at, [100 * v for v in left], where="post", **dots)
+                hollow = {"markersize": 4.5, "markerfacecolor": "none", "color": colour}
+                ax.plot(at, [100 * v for v in value], MARKS[k % len(MARKS)], **hollow)
                 told.append(f"{o.model}, proved by {c['label']}: {_points(at, value)}")
         ax.set(xlabel=axis, ylabel="accuracy, %", ylim=(-2, 102), xlim=(-0.015 * eps[-1], 1.02 * eps[-1]))
         return _svg(figure, f"Accuracy against budget, with a {CONFIDENCE:.0%} band. {'; '.join(told)}.", "curve")
