@@ -76,9 +76,9 @@ def security_curves(
                 at, value = [p["eps"] for p in c["accuracy"]], [p["value"] for p in c["accuracy"]]
                 steps_at, left = ([*c["curve"][name], c["curve"][name][-1]] for name in ("eps", "value"))
                 steps_at[-1] = max(eps[-1], steps_at[-1])
-                dots = {"linestyle": (0, (1, 1.6)), "linewidth": 1.4, "color": colour}
+                dots: dict[str, Any] = {"linestyle": (0, (1, 1.6)), "linewidth": 1.4, "color": colour}
                 ax.step(steps_at, [100 * v for v in left], where="post", **dots)
-                hollow = {"markersize": 4.5, "markerfacecolor": "none", "color": colour}
+                hollow: dict[str, Any] = {"markersize": 4.5, "markerfacecolor": "none", "color": colour}
                 ax.plot(at, [100 * v for v in value], MARKS[k % len(MARKS)], **hollow)
                 told.append(f"{o.model}, proved by {c['label']}: {_points(at, value)}")
         ax.set(xlabel=axis, ylabel="accuracy, %", ylim=(-2, 102), xlim=(-0.015 * eps[-1], 1.02 * eps[-1]))
