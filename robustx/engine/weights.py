@@ -109,6 +109,16 @@ def _grams(p: Tensor, q: Tensor) -> Tensor:
     return (p.flatten(1, 2) @ q.flatten(1, 2).mT).reshape(*p.shape[:3], *q.shape[1:3])
 
 
+RUNS, TURNS = -1, -2  # of rows [n * T] those of an example stand together, or take turns with those of others
+
+
+def _by_example(t: Tensor, axis: int, n: int) -> Tensor:
+    """With the examples along the first axis [n, ...]."""
+    if axis == RUNS:
+        return t.reshape(n, -1, *t.shape[1:])
+    return t.reshape(-1, n, *t.shape[1:]).transpose(0, 1) if axis == TURNS else t.movedim(axis, 0)
+
+
 @dataclass(eq=False)
 class Use:
     """One operation of a pass that used parameters in a way whose gradients are known.
@@ -119,7 +129,9 @@ class Use:
         names: the parameters' places among all tensors of the arguments.
         x: what entered.
         sign: what must be the same in every pass for the examples' axis to be known.
-        axis: which axis of what entered, and of what left, counts the examples, as far as is known.
+        n: how many examples there are.
+        axis: which axis of what entered, and of what left, counts them, as far as is known; RUNS or TURNS if they share
+            the first one with other things.
         compact: whether blocks are to be compact.
         g: the gradient where it left, kept until the axis is known.
         owed: what each parameter owes to this use; nothing if the scores do not depend on it.
@@ -132,18 +144,24 @@ class Use:
     names: dict[int, str]
     x: Tensor
     sign: tuple[Any, ...]
+    n: int
     axis: int | None = None
     compact: bool = False
     g: Tensor | None = None
     owed: dict[str, Block] = field(default_factory=dict)
 
-    def settle(self) -> None:
-        """Makes blocks of what is known, which is then let go of: on the way back, as early as can be."""
+    def blocks(self) -> dict[str, Block]:
+        """What each parameter owes to this use, as far as is known."""
         if self.axis is None or self.g is None:
-            return
-        found = _FORMS[self.op](self, self.x.detach().movedim(self.axis, 0), self.g.movedim(self.axis, 0))
-        self.owed = {name: b.compact() if self.compact else b for name, b in found.items()}
-        self.args, self.kwargs, self.x, self.g = (), {}, self.x.new_empty(0), None
+            return {}
+        x, g = (_by_example(t, self.axis, self.n) for t in (self.x.detach(), self.g))
+        return {name: b.compact() if self.compact else b for name, b in _FORMS[self.op](self, x, g).items()}
+
+    def settle(self) -> None:
+        """Lets go of what the blocks were made of: on the way back, as early as can be."""
+        if self.axis is not None:
+            self.owed = self.blocks()
+            self.args, self.kwargs, self.x, self.g = (), {}, self.x.new_empty(0), None
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
@@ -155,6 +173,21 @@ Form = Callable[[Use, Tensor, Tensor], dict[str, Block]]
 def _linear(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
     a, g = (t.reshape(len(t), 1, -1, t.shape[-1]) for t in (x, g))
     return _affine(use, a, g)
+
+
+def _product(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
+    """Of a weight [I, O] that stands behind what enters, and of an offset."""
+    x, g = (t.reshape(len(t), 1, -1, t.shape[-1]) for t in (x, g))
+    behind = max(place for place in (1, 2) if place in use.names or place == 1)
+    found: dict[str, Block] = {}
+    for place, name in use.names.items():
+        found[name] = Outer(g, x) if place == behind else Dense(g.sum(2).flatten(1))
+    return found
+
+
+def _expanded(use: Use, _: Tensor, g: Tensor) -> dict[str, Block]:
+    """A parameter [1, ...] that every row gets a copy of."""
+    return {use.names[0]: Dense(g.flatten(1))}
 
 
 def _affine(use: Use, a: Tensor, g: Tensor) -> dict[str, Block]:
@@ -244,9 +277,20 @@ _FORMS: dict[str, Form] = {
     **dict.fromkeys(_NORMS, _small),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _small),
     **dict.fromkeys(("add", "sub", "mul", "div"), _small),
+    **dict.fromkeys(("addmm", "mm", "matmul"), _product),
     "embedding": _embedding,
+    "expand": _expanded,
 }
-_ANYWHERE = ("linear", "embedding", "layer_norm", "rms_norm")  # the batch may come second, as in [T, N, D]
+_ROWWISE = (
+    "linear",
+    "addmm",
+    "mm",
+    "matmul",
+    "embedding",
+    "layer_norm",
+    "rms_norm",
+)  # the batch may be any axis, or part
+_PRODUCTS = {"addmm": (1, 2), "mm": (0, 1), "matmul": (0, 1)}  # the places of what enters and of the weight
 _BROADCAST = ("add", "sub", "mul", "div")
 
 
@@ -256,10 +300,12 @@ class _Watch(Ruled):
     The parameters themselves need no gradients: nothing of them is computed on the way back.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], anchor: Tensor, plan: "_Plan | None", compact: bool) -> None:
+    def __init__(
+        self, parameters: dict[str, Tensor], anchor: Tensor, n: int, plan: "_Plan | None", compact: bool
+    ) -> None:
         super().__init__({})
         self.named = {id(p): name for name, p in parameters.items()}
-        self.anchor, self.plan, self.compact = anchor, plan, compact
+        self.anchor, self.n, self.plan, self.compact = anchor, n, plan, compact
         self.uses: list[Use] = []
         self.others: set[str] = set()
 
@@ -269,23 +315,36 @@ class _Watch(Ruled):
         out = func(*args, **kwargs)
         if not names or not tensors_in(out):
             return out
-        x = self._entry(name, found, names) if isinstance(out, Tensor) and not _writes(func) else None
+        x = self._entry(name, found, names, out, kwargs) if isinstance(out, Tensor) and not _writes(func) else None
         if x is None or len(set(names.values())) < len(names):
             self.others |= set(names.values())
             return out
-        use = Use(name, func, args, kwargs, names, x, (name, tuple(names.items()), x.ndim), compact=self.compact)
+        use = Use(
+            name, func, args, kwargs, names, x, (name, tuple(names.items()), x.ndim), self.n, compact=self.compact
+        )
         if self.plan is not None:
             use.axis = self.plan.axis(len(self.uses), use)
         self.uses.append(use)
         wanted = torch.is_grad_enabled() and (self.plan is None or use.axis is not None)
-        return _Tap.apply(out, self.anchor, x, use) if wanted else out
+        if not wanted:
+            return out
+        return _Tap.apply(out.clone() if out._is_view() else out, self.anchor, x, use)  # a view's base would be marked
 
-    def _entry(self, name: str, found: list[Tensor], names: dict[int, str]) -> Tensor | None:
+    def _entry(
+        self, name: str, found: list[Tensor], names: dict[int, str], out: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor | None:
         """What enters an operation whose gradients are known, if this is one."""
         if name not in _FORMS:
             return None
         if name == "embedding":
             return found[1] if list(names) == [0] and not found[1].is_floating_point() else None
+        if name == "expand":
+            p = found[0]
+            return out.detach() if p.ndim == out.ndim and p.shape == (1, *out.shape[1:]) else None
+        if name in _PRODUCTS:
+            entry, weight = _PRODUCTS[name]
+            plain = len(found) == weight + 1 and found[weight].ndim == 2 and entry not in names and not kwargs
+            return found[entry] if plain and (weight in names or name == "addmm") else None
         if name in _BROADCAST:
             rest = [t for i, t in enumerate(found) if i not in names]
             if len(rest) != 1 or len(found) != 2:
@@ -439,7 +498,7 @@ class Weights:
         """A pass there and back, and what it used the parameters for."""
         frozen = {n: p.detach() for n, p in self.model.named_parameters()}
         anchor = torch.zeros((), device=rows.device, requires_grad=True)
-        watch = _Watch({n: frozen[n] for n in self.parameters}, anchor, plan, compact)
+        watch = _Watch({n: frozen[n] for n in self.parameters}, anchor, len(rows), plan, compact)
         with torch.enable_grad():
             with watch.over(self.model):
                 out = self._asked(probe, frozen)._output(None, rows)
@@ -465,22 +524,22 @@ class Weights:
         signs = [u.sign for u in three.uses]
         if [u.sign for u in two.uses] != signs:
             return nothing
-        axes = [_axis(a, b) for a, b in zip(two.uses, three.uses, strict=True)]
-        others = three.others | {
-            n for u, a in zip(three.uses, axes, strict=True) if a is None for n in u.names.values()
-        }
-        for use, axis in zip(three.uses, axes, strict=True):
-            use.axis = axis
-            use.settle()
-        found = _summed(three.uses, others)
-        alone = self._singly(probe, rows[:1], [n for n in self.parameters if n not in others])
-        lengths = {name: float(b.square().sqrt()) for name, b in alone.items()}
-        for name, truth in alone.items():
-            here = found[name].dense()[0] if name in found else torch.zeros_like(truth.rows[0])
-            noise = torch.finfo(here.dtype).eps ** 0.5 * max(lengths.values())  # for those that nothing depends on
-            if not float((here - truth.rows[0]).norm()) <= _ALIKE * lengths[name] + noise:
-                others.add(name)
-        return _Plan(signs, axes, frozenset(others))
+        choices = [_axes(a, b) for a, b in zip(two.uses, three.uses, strict=True)]
+        unplaced = (use for use, axes in zip(three.uses, choices, strict=True) if not axes)
+        others = three.others.union(*(use.names.values() for use in unplaced))
+        alone = self._alone(probe, rows[:1], [n for n in self.parameters if n not in others])
+        placed = (use for use, axes in zip(three.uses, choices, strict=True) if len(axes) == 1 and use.g is not None)
+        sure = {name for use in placed for name in use.names.values()}
+        idle = {n for n, g in alone.items() if g is not None and not g.any()}  # tells nothing of what is not sure
+        others |= idle - sure
+        wrong: set[str] = set()
+        for second in (False, True):  # rows that examples share an axis with others in: in runs, or else in turns
+            for use, axes in zip(three.uses, choices, strict=True):
+                if axes and (not second or not wrong.isdisjoint(use.names.values())):
+                    use.axis = axes[-second]
+                    use.owed = use.blocks()
+            wrong = _mistaken(_summed(three.uses, others), alone)
+        return _Plan(signs, [use.axis for use in three.uses], frozenset(others | wrong))
 
     def _apart(self, probe: Probe, rows: Tensor, names: list[str]) -> dict[str, Block]:
         """Gradients with respect to parameters in uses of any kind."""
@@ -494,22 +553,26 @@ class Weights:
         except Exception as e:  # whatever a model does that cannot be done for all rows at once, such as .item()
             if out_of_memory(e):
                 raise
-            return dict(self._singly(probe, rows, names))
+            return self._singly(probe, rows, names)
         probe._count(rows, backward=1)
         return found
 
-    def _singly(self, probe: Probe, rows: Tensor, names: list[str]) -> dict[str, Dense]:
+    def _singly(self, probe: Probe, rows: Tensor, names: list[str]) -> dict[str, Block]:
         """The same, one example at a time."""
-        found: list[list[Tensor]] = []
-        for row in rows.split(1) if names else ():
-            leaves = self._leaves()
-            with torch.enable_grad():
-                pull = self._pull(probe, leaves, row).sum()
-                mine = [leaves[n] for n in names]
-                grads = torch.autograd.grad(pull, mine, allow_unused=True) if pull.requires_grad else [None] * len(mine)
-            found.append([torch.zeros_like(p) if g is None else g for p, g in zip(mine, grads, strict=True)])
-            probe._count(row, backward=1)
-        return {n: Dense(torch.stack([f[i] for f in found]).flatten(1)) for i, n in enumerate(names)}
+        found = [self._alone(probe, row, names) for row in rows.split(1)]
+        none = {n: torch.zeros_like(self.parameters[n]) for n in names}
+        return {n: Dense(torch.stack([none[n] if (g := f[n]) is None else g for f in found]).flatten(1)) for n in names}
+
+    def _alone(self, probe: Probe, row: Tensor, names: list[str]) -> dict[str, Tensor | None]:
+        """The gradients of one example's score; None where nothing leads from it to the parameter."""
+        leaves = self._leaves()
+        grads: Sequence[Tensor | None] = [None] * len(names)
+        with torch.enable_grad():
+            pull = self._pull(probe, leaves, row).sum()
+            if pull.requires_grad and names:
+                grads = torch.autograd.grad(pull, [leaves[n] for n in names], allow_unused=True)
+        probe._count(row, backward=1)
+        return dict(zip(names, grads, strict=True))
 
     def _leaves(self) -> dict[str, Tensor]:
         """The parameters as they are, with gradients of their own."""
@@ -531,14 +594,28 @@ def _call(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: An
     return functional_call(model, weights, args, kwargs)
 
 
-def _axis(two: Use, three: Use) -> int | None:
-    """The axis of what enters, and of what leaves, that counts the examples."""
+def _axes(two: Use, three: Use) -> tuple[int, ...]:
+    """Which axes of what enters, and of what leaves, may count the examples."""
     a, b, left = two.x.shape, three.x.shape, three.g
-    most = two.x.ndim - (two.op != "embedding") if two.op in _ANYWHERE else 1
+    most = two.x.ndim - (two.op != "embedding") if two.op in _ROWWISE else 1
     found = [i for i in range(most) if (a[i], b[i]) == (2, 3) and (a[:i], a[i + 1 :]) == (b[:i], b[i + 1 :])]
-    if len(found) != 1 or (left is not None and left.shape[found[0]] != 3):
-        return None
-    return found[0]
+    if len(found) == 1 and (left is None or left.shape[found[0]] == 3):
+        return (found[0],)
+    shared = two.op in _ROWWISE and most and a[0] > 2 and 3 * a[0] == 2 * b[0] and a[1:] == b[1:]
+    return (RUNS, TURNS) if shared and (left is None or len(left) == b[0]) else ()
+
+
+def _mistaken(found: dict[str, Block], alone: dict[str, Tensor | None]) -> set[str]:
+    """The parameters whose gradient of the first example is another one than that of the example alone."""
+    lengths = {name: 0.0 if g is None else float(g.norm()) for name, g in alone.items()}
+    wrong = set()
+    for name, truth in alone.items():
+        here = found[name].dense()[0] if name in found else torch.zeros(())
+        off = here if truth is None else here - truth.flatten()
+        noise = torch.finfo(here.dtype).eps ** 0.5 * max(lengths.values())  # where nothing depends on the parameter
+        if not float(off.norm()) <= _ALIKE * lengths[name] + noise:
+            wrong.add(name)
+    return wrong
 
 
 def _summed(uses: list[Use], others: set[str]) -> dict[str, Block]:

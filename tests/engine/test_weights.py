@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from robustx.engine import ArgumentError, ArgumentTypeError, Output, Pace, Probe, untouched
+from robustx.engine import ArgumentError, ArgumentTypeError, Output, Pace, Probe, Score, untouched
 from robustx.engine.weights import Dense, Outer, Weights, dot
 
 
@@ -155,7 +155,7 @@ CASES = {
         (),
     ),
     "unused": (lambda: Model(lambda m, x: m.a(x), a=nn.Linear(3, 4), b=nn.Linear(2, 2)), vector, ()),
-    "rows in one": (lambda: Model(flattened, a=nn.Linear(4, 2)), sequence, ("a.weight", "a.bias")),
+    "rows in one": (lambda: Model(flattened, a=nn.Linear(4, 2)), sequence, ()),
     "own operation": (
         lambda: Model(lambda m, x: torch.einsum("ni,ij->nj", x, m.w).tanh(), w=nn.Parameter(torch.randn(3, 4))),
         vector,
@@ -172,7 +172,26 @@ CASES = {
         sequence,
         ("a.weight_ih_l0", "a.weight_hh_l0", "a.bias_ih_l0", "a.bias_hh_l0"),
     ),
-    "attention": (encoder, sequence, ("0.self_attn.out_proj.weight", "0.self_attn.out_proj.bias")),
+    "attention": (encoder, sequence, ()),
+    "weights behind": (
+        lambda: Model(
+            lambda m, x: (torch.addmm(m.b, x.view(-1, 4), m.w) @ m.v).tanh().view(len(x), -1),
+            b=nn.Parameter(torch.randn(5)),
+            w=nn.Parameter(torch.randn(4, 5)),
+            v=nn.Parameter(torch.randn(5, 2)),
+        ),
+        sequence,
+        (),
+    ),
+    "a token of one's own": (
+        lambda: Model(
+            lambda m, x: m.b(torch.cat([m.c.expand(len(x), -1, -1), x], 1).tanh()),
+            c=nn.Parameter(torch.randn(1, 1, 4)),
+            b=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
+        ),
+        sequence,
+        (),
+    ),
 }
 
 
@@ -272,6 +291,19 @@ def test_another_way_through_the_model_than_on_the_first_rows_is_noticed():
     x = torch.randn(5, 3, dtype=torch.float64)
     rows = Weights.of(model).dense(Probe(model, (x,), Output(score)))
     assert_close(rows, one_by_one(model, (x,), list(model.parameters())))  # one row goes the first way, as a row does
+
+
+@pytest.mark.parametrize("name", ["rows in one", "attention", "hidden"])
+def test_a_first_example_without_a_gradient_decides_nothing(name):
+    model, inputs, _ = case(name)
+
+    class Margin(Score):  # as of a hinge that is met
+        def value(self, out: Tensor, rows: Tensor) -> Tensor:
+            return score(out) * (rows > 0)
+
+    truth = one_by_one(model, inputs, list(model.parameters()))
+    truth[0] = 0
+    assert_close(Weights.of(model).dense(Probe(model, inputs, Margin())), truth)
 
 
 def test_the_model_is_left_as_it_was():
