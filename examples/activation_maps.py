@@ -4,7 +4,7 @@
     python examples/activation_maps.py --model digits-robust --rows 3,10,40 --layer relu1
 
 Printed is how much of what is positive in each map lies on the ink. The tokens of a transformer have such maps too:
-see examples/transformers.py.
+see examples/vision_transformer.py.
 """
 
 import argparse

@@ -49,7 +49,7 @@ MORE = [
     ("activation_maps", [], "guided Grad-CAM", "explanation/activation_maps.png"),
     ("coalitions", [], "squares at random", "explanation/coalitions.png"),
     ("influence", ["--rows", "3"], "chance", "influence/influence.png"),
-    ("transformers", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
+    ("vision_transformer", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
     ("layers_and_neurons", ["--model", "digits-robust"], "answer 6", "explanation/layers_and_neurons.png"),
     ("sound_evaluation", ["--samples", "6", "--steps", "10"], "as it is              fools   0%  VALID", None),

@@ -1,7 +1,7 @@
 """Which tokens does a transformer look at, and which matter: rollout, relevance, AttnLRP, Grad-CAM.
 
-    python examples/transformers.py
-    python examples/transformers.py --rows 3,10,40 --epochs 30
+    python examples/vision_transformer.py
+    python examples/vision_transformer.py --rows 3,10,40 --epochs 30
 
 First a small vision transformer learns the digits, from nothing, in some seconds: sixteen patches and a class token.
 Printed is how far its logit falls when the patches that a method ranks first are erased.
