@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
+from robustx.attribution.influence.ekfac import EKFACInfluence
 from robustx.attribution.influence.functions import ArnoldiInfluenceFunction, NaiveInfluenceFunction
+from robustx.attribution.influence.solved import ConjugateGradients, IterativeInfluenceFunction, LiSSA
 from robustx.engine import ArgumentError
 from robustx.zoo.embedded import breast_cancer, digits
 
@@ -230,15 +232,148 @@ def agreement(found: Tensor, truth: Tensor) -> float:
     return min(float(spearmanr(a, b).statistic) for a, b in zip(found, truth, strict=True))
 
 
+ALL = {"projection_dim": None}
+
+
 @pytest.mark.parametrize(
-    ("kind", "more"), [(NaiveInfluenceFunction, {}), (ArnoldiInfluenceFunction, {"arnoldi_tol": 1e-6})]
+    ("kind", "more"),
+    [
+        (NaiveInfluenceFunction, ALL),
+        (ArnoldiInfluenceFunction, ALL | {"arnoldi_tol": 1e-6}),
+        (IterativeInfluenceFunction, {}),
+    ],
 )
 def test_influence_is_what_leaving_out_and_training_again_does(fit, kind, more):
-    options = {"loss_fn": nn.BCEWithLogitsLoss(), "batch_size": 60, "projection_dim": None, "hessian_reg": fit.penalty}
+    options = {"loss_fn": nn.BCEWithLogitsLoss(), "batch_size": 60, "hessian_reg": fit.penalty}
     found = kind(fit.model, fit.data, **options, **more).influence(fit.tests)
     assert agreement(found, fit.changes) >= 0.95
     assert agreement(found.sum(0, keepdim=True), fit.changes.sum(0, keepdim=True)) >= 0.95
     assert float(found.flatten() @ fit.changes.flatten() / fit.changes.square().sum()) == pytest.approx(0.9, abs=0.15)
+
+
+def test_solving_is_the_inverse_hessian(fit):
+    options = {"loss_fn": nn.BCEWithLogitsLoss(), "batch_size": 25, "hessian_reg": fit.penalty}
+    naive = NaiveInfluenceFunction(fit.model, fit.data, **options, **ALL)
+    truth = naive.influence(fit.tests)
+    exact = IterativeInfluenceFunction(fit.model, fit.data, **options, solver=ConjugateGradients(1e-10))
+    assert_close(exact.influence(fit.tests), truth)
+    assert_close(exact.self_influence(), naive.self_influence())
+    assert_close(exact.influence(fit.tests, 3).influence_scores, truth.topk(3).values)
+    tests, truth = tuple(t[:6] for t in fit.tests), truth[:6]
+    found = []
+    for solver in (LiSSA(200), LiSSA(200, 30.0), LiSSA(200, 30.0)):
+        function = IterativeInfluenceFunction(fit.model, fit.data, **options, solver=solver, sample=20)
+        found.append(function.influence(tests))
+        assert agreement(found[-1], truth) >= 0.95
+        assert (found[-1] - truth).norm() <= 0.2 * truth.norm()
+    assert torch.equal(found[1], found[2])
+
+
+def test_what_cannot_be_solved_is_told(case, fit):
+    function = IterativeInfluenceFunction(case.model, case.data, loss_fn=CrossEntropy(), hessian_reg=0.0)
+    with pytest.raises(ArgumentError, match="the Hessian is not positive definite"):
+        function.influence(case.tests)
+    options = {"loss_fn": nn.BCEWithLogitsLoss(), "hessian_reg": fit.penalty}
+    few = IterativeInfluenceFunction(fit.model, fit.data, **options, solver=ConjugateGradients(steps=2))
+    with pytest.warns(UserWarning, match="of a gradient after 2 steps; allow more"):
+        few.influence(fit.tests)
+    low = IterativeInfluenceFunction(fit.model, fit.data, **options, solver=LiSSA(100, scale=1e-3))
+    with pytest.raises(ArgumentError, match="LiSSA went to infinity: scale=0.001"):
+        low.influence(fit.tests)
+
+
+def test_ekfac_of_one_linear_layer_with_squares_is_exact():
+    model = nn.Linear(3, 2).double()
+    x, y = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 2, dtype=torch.float64)
+    tests = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    with_one = torch.cat([x, torch.ones(9, 1)], 1)
+    inverse = torch.linalg.inv(with_one.T @ with_one + 0.3 * torch.eye(4))  # of the mean of two squares: 2 / 2
+
+    def slopes(x: Tensor, y: Tensor) -> Tensor:
+        return (model(x) - y).detach()[:, :, None] * torch.cat([x, torch.ones(len(x), 1)], 1)[:, None]
+
+    truth = torch.einsum("moi,ij,noj->mn", slopes(*tests), inverse, slopes(x, y))
+    function = EKFACInfluence(model, TensorDataset(x, y), loss_fn=Squares(), batch_size=4, damping=0.3)
+    assert_close(function.influence(tests), truth)
+    assert_close(function.self_influence(tests), torch.einsum("noi,ij,noj->n", slopes(*tests), inverse, slopes(*tests)))
+
+
+class Mixed(nn.Module):
+    """A grouped convolution, a norm, a linear map that is used twice, and a bias that belongs to no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.twice = nn.Conv2d(2, 4, 2, groups=2), nn.LayerNorm(4), nn.Linear(4, 4)
+        self.last, self.bias = nn.Linear(4, 3, bias=False), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.tanh(self.twice(torch.tanh(self.twice(self.norm(self.conv(x).flatten(2).mean(2))))))
+        return self.last(z) + self.bias
+
+
+def blocks_of(model: Mixed, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The whole Gauss-Newton matrix, from the Jacobian of the outputs."""
+    named = dict(model.named_parameters())
+
+    def out(flat: Tensor) -> Tensor:
+        parts = flat.split([p.numel() for p in named.values()])
+        weights = {n: t.view(p.shape) for (n, p), t in zip(named.items(), parts, strict=True)}
+        return torch.func.functional_call(model, weights, (x,))
+
+    j = torch.autograd.functional.jacobian(out, torch.cat([p.detach().flatten() for p in named.values()]))
+    p = model(x).detach().softmax(1)
+    return torch.einsum("ncp,ncd,ndq->pq", j, torch.diag_embed(p) - p[:, :, None] * p[:, None], j)
+
+
+def test_ekfac_is_the_gauss_newton_matrix_along_its_basis():
+    """Parts of one side are inverted whole; of two sides, the diagonal of the whole in their basis is."""
+    model = Mixed().double().eval()
+    x, y = torch.randn(11, 2, 3, 3, dtype=torch.float64), torch.randint(0, 3, (11,))
+    function = EKFACInfluence(model, TensorDataset(x, y), loss_fn=CrossEntropy(), batch_size=4, damping=0.1)
+    whole = blocks_of(model, x, y)
+    names = list(dict(model.named_parameters()))
+    sizes = [p.numel() for p in model.parameters()]
+    starts = dict(zip(names, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
+    joined = [tuple(names[i] for i in part.at) for part in function._parts]
+    pairs = [("conv.weight", "conv.bias"), ("twice.weight", "twice.bias")]
+    assert joined == [*pairs, ("last.weight",), ("bias",), ("norm.weight",), ("norm.bias",)]
+    rows = torch.randn(5, whole.shape[0], dtype=torch.float64)
+    solved = function._solve(rows)
+    for part, factor in zip(function._parts, function.factors, strict=True):
+        g, o, i = part.shape
+        places = {n: torch.arange(starts[names[n]], starts[names[n]] + sizes[n])[None] for n in part.at}
+        mine = part.gathered(places).reshape(g, -1)
+        for group, at in enumerate(mine):
+            block = whole[at][:, at]
+            basis = torch.kron(factor.left[group], factor.right[group])
+            assert_close(basis.T @ basis, torch.eye(o * i).double())
+            along = (basis.T @ block @ basis).diagonal()
+            assert_close(factor.curvature[group].flatten(), along)
+            assert_close(solved[:, at], rows[:, at] @ (basis / (along + 0.1)) @ basis.T)
+            if i == 1:
+                assert_close(solved[:, at], rows[:, at] @ torch.linalg.inv(block + 0.1 * torch.eye(o)))
+
+
+def test_ekfac_by_drawn_directions_comes_to_that_of_all(fit, case):
+    options = {"loss_fn": CrossEntropy(), "batch_size": 12}
+    exact = EKFACInfluence(case.model, case.data, **options)
+    many = EKFACInfluence(case.model, case.data, **options, samples=300)
+    truth = exact.influence(case.tests)
+    assert (many.influence(case.tests) - truth).norm() <= 0.1 * truth.norm()
+    one, same, other = (EKFACInfluence(case.model, case.data, **options, samples=1, seed=s) for s in (0, 0, 1))
+    assert torch.equal(one.influence(case.tests), same.influence(case.tests))
+    assert not torch.allclose(one.influence(case.tests), other.influence(case.tests))
+    found = EKFACInfluence(fit.model, fit.data, loss_fn=nn.BCEWithLogitsLoss(), damping=fit.penalty).influence(
+        fit.tests
+    )
+    assert agreement(found, fit.changes) >= 0.9
+
+
+def test_ekfac_needs_a_loss_that_is_curved_in_the_outputs(case):
+    with pytest.raises(ArgumentError, match="nowhere curved in the model's outputs.*return logits"):
+        EKFACInfluence(nn.Sequential(case.model, nn.LogSoftmax(1)), case.data, loss_fn=nn.NLLLoss())
+    with pytest.raises(ArgumentError, match="damping must be at least 0"):
+        EKFACInfluence(case.model, case.data, loss_fn=CrossEntropy(), damping=-1.0)
 
 
 def test_self_influence_finds_mislabelled_digits():
@@ -259,4 +394,6 @@ def test_self_influence_finds_mislabelled_digits():
     step.step(loss)
     options = {"loss_fn": CrossEntropy(), "batch_size": 400, "hessian_reg": 1.0, "arnoldi_dim": 60}
     found = ArnoldiInfluenceFunction(model.eval(), TensorDataset(x, y), **options).self_influence()
+    assert torch.isin(found.topk(40).indices, flipped).float().mean() >= 0.7
+    found = EKFACInfluence(model, TensorDataset(x, y), loss_fn=CrossEntropy(), samples=1).self_influence()
     assert torch.isin(found.topk(40).indices, flipped).float().mean() >= 0.7
