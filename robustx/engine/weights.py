@@ -159,7 +159,7 @@ class Use:
 
     def settle(self) -> None:
         """Lets go of what the blocks were made of: on the way back, as early as can be."""
-        if self.axis is not None:
+        if self.axis is not None and self.g is not None:
             self.owed = self.blocks()
             self.args, self.kwargs, self.x, self.g = (), {}, self.x.new_empty(0), None
 
@@ -315,7 +315,11 @@ class _Watch(Ruled):
         out = func(*args, **kwargs)
         if not names or not tensors_in(out):
             return out
-        x = self._entry(name, found, names, out, kwargs) if isinstance(out, Tensor) and not _writes(func) else None
+        x = (
+            self._entry(name, found, names, out, (args, kwargs))
+            if isinstance(out, Tensor) and not _writes(func)
+            else None
+        )
         if x is None or len(set(names.values())) < len(names):
             self.others |= set(names.values())
             return out
@@ -331,13 +335,15 @@ class _Watch(Ruled):
         return _Tap.apply(out.clone() if out._is_view() else out, self.anchor, x, use)  # a view's base would be marked
 
     def _entry(
-        self, name: str, found: list[Tensor], names: dict[int, str], out: Tensor, kwargs: dict[str, Any]
+        self, name: str, found: list[Tensor], names: dict[int, str], out: Tensor, given: tuple[Any, dict[str, Any]]
     ) -> Tensor | None:
         """What enters an operation whose gradients are known, if this is one."""
         if name not in _FORMS:
             return None
+        args, kwargs = given
         if name == "embedding":
-            return found[1] if list(names) == [0] and not found[1].is_floating_point() else None
+            counted = args[3] if len(args) > 3 else kwargs.get("scale_grad_by_freq", False)  # over the batch
+            return found[1] if list(names) == [0] and not found[1].is_floating_point() and not counted else None
         if name == "expand":
             p = found[0]
             return out.detach() if p.ndim == out.ndim and p.shape == (1, *out.shape[1:]) else None
@@ -374,7 +380,8 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         _ = ctx.saved_tensors
         ctx.use.g = g
-        ctx.use.settle()
+        if g.device.type == "cpu":  # elsewhere another thread is at work here, which nobody weighs
+            ctx.use.settle()
         return g, g.new_zeros(()), None, None
 
 
@@ -458,7 +465,7 @@ class Weights:
                 pull = self._pull(probe, leaves, probe.everyone[part])
                 grads = torch.autograd.grad(pull.sum(), [leaves[n] for n in self.parameters], allow_unused=True)
             probe._count(probe.everyone[part], backward=1)
-            return self._flat(grads)
+            return self._flat([_strided(g) for g in grads])
 
         zero = self._flat([None] * len(self.parameters))
         return sum((t for _, t in probe._batches(probe.examples, work, ("total", probe._size, *self.parameters))), zero)
@@ -505,6 +512,8 @@ class Weights:
             _, pull = probe._scored(out, rows)
             if pull.requires_grad:
                 torch.autograd.grad(pull.sum(), anchor, allow_unused=True)
+        for use in watch.uses:
+            use.settle()
         probe._count(rows, backward=1)
         return watch
 
@@ -572,7 +581,7 @@ class Weights:
             if pull.requires_grad and names:
                 grads = torch.autograd.grad(pull, [leaves[n] for n in names], allow_unused=True)
         probe._count(row, backward=1)
-        return dict(zip(names, grads, strict=True))
+        return dict(zip(names, map(_strided, grads), strict=True))
 
     def _leaves(self) -> dict[str, Tensor]:
         """The parameters as they are, with gradients of their own."""
@@ -588,6 +597,11 @@ class Weights:
     def _flat(self, grads: Sequence[Tensor | None]) -> Tensor:
         pairs = zip(self.parameters.values(), grads, strict=True)
         return torch.cat([(torch.zeros_like(p) if g is None else g).detach().flatten() for p, g in pairs])
+
+
+def _strided(g: Tensor | None) -> Tensor | None:
+    """Embeddings may have sparse gradients."""
+    return g.to_dense() if g is not None and g.is_sparse else g
 
 
 def _call(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:

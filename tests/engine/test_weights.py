@@ -138,6 +138,11 @@ CASES = {
         lambda n=5: (torch.randint(0, 7, (n, 3)),),
         (),
     ),
+    "sparse embedding": (
+        lambda: nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3)),
+        lambda n=5: (torch.randint(0, 7, (n, 3)),),
+        (),
+    ),
     "tied": (tied, lambda n=5: (torch.randint(0, 7, (n, 3)),), ()),
     "affine": (
         lambda: Model(
@@ -204,6 +209,7 @@ def one_by_one(model: nn.Module, inputs: tuple[Tensor, ...], parameters: list[Te
     rows = []
     for i in range(len(inputs[0])):
         grads = torch.autograd.grad(score(model(*(t[i : i + 1] for t in inputs))).sum(), parameters, allow_unused=True)
+        grads = [None if g is None else g.to_dense() for g in grads]
         rows.append(
             torch.cat(
                 [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
@@ -227,6 +233,14 @@ def test_gradients_are_those_of_one_example_at_a_time(name):
     assert_close(weights.dense(probe), truth)
     assert weights._understood(probe).others == set(left)
     assert_close(weights.total(probe), truth.sum(0))
+
+
+def test_gradients_that_depend_on_the_batch_are_those_of_an_example_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 3)).double()
+    ids = torch.tensor([[0, 1, 2], [0, 3, 4], [0, 0, 5], [6, 6, 6]])
+    truth = one_by_one(model, (ids,), list(model.parameters()))
+    assert_close(Weights.of(model).dense(Probe(model, (ids,), Output(score))), truth)
 
 
 @pytest.mark.parametrize("name", ["conv2d", "linear on sequences", "used twice", "tied", "norms", "attention"])
@@ -343,3 +357,12 @@ def test_what_cannot_be_is_refused():
         Weights.of(model, ["1"])
     with pytest.raises(ArgumentTypeError, match=r"torch\.nn\.Module"):
         Weights.of(torch.relu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["conv2d", "norms", "attention", "tied", "recurrent"])
+def test_a_gpu_tells_the_same(name):
+    model, inputs, _ = case(name)
+    truth = Weights.of(model).dense(Probe(model, inputs, Output(score)))
+    model, inputs = model.cuda(), tuple(t.cuda() for t in inputs)
+    assert_close(Weights.of(model).dense(Probe(model, inputs, Output(score))).cpu(), truth)
