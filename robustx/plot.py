@@ -326,6 +326,54 @@ def front(points: Mapping[str, Sequence[tuple[float, float]]], title: str, acros
     return figure
 
 
+def means(
+    names: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    half: Sequence[Sequence[float]],
+    title: str,
+) -> Figure:
+    """Means with their intervals, a row for each name and a panel for each column.
+
+    Args:
+        names: of the rows, the first on top.
+        columns: titles of the panels.
+        values: for each row one in each panel.
+        half: how far the intervals reach to each side, likewise; none is drawn where that is not finite.
+    """
+    figure = Figure(figsize=(2.4 + 1.9 * len(columns), 1.2 + 0.32 * len(names)), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    for k, (axes, word) in enumerate(zip(panels, columns, strict=True)):
+        for i, (v, h) in enumerate(zip(values, half, strict=True)):
+            axes.errorbar(v[k], i, xerr=h[k] if np.isfinite(h[k]) else None, fmt="o", color=BLUE, markersize=4)
+        axes.set_title(word, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.grid(axis="y", color="0.9", linewidth=0.7)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(names)), names, fontsize=9)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.suptitle(_wrapped(title, 80), fontsize=11)
+    return figure
+
+
+def curves(
+    across: Sequence[float], heights: Mapping[str, Sequence[float]], title: str, along: str, label: str
+) -> Figure:
+    """Curves over the same points, one colour for each name."""
+    figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for name, values in heights.items():
+        axes.plot(across, values, linewidth=1.4, label=name)
+    axes.set_xlabel(along, fontsize=9)
+    axes.set_ylabel(label, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(_wrapped(title, 80), fontsize=11)
+    return figure
+
+
 def _wrapped(text: str, width: int = WIDE) -> str:
     return "\n".join(wrap(text, width)) or text
 
