@@ -12,6 +12,7 @@ from .ablation import (
     feature_ablation,
     permuted,
 )
+from .activations import AV
 from .base import Attribution, GradientAttribution, LayerAttribution, NeuronAttribution, PerturbationAttribution
 from .baselines import ProductBaselines
 from .cam import (
@@ -25,6 +26,17 @@ from .cam import (
     grad_cam_plus_plus,
     hires_cam,
     layer_cam,
+)
+from .concept import (
+    CAV,
+    TCAV,
+    Classifier,
+    Concept,
+    ConceptInterpreter,
+    DefaultClassifier,
+    FastCAV,
+    Significance,
+    concept_sensitivity,
 )
 from .conductance import (
     InternalInfluence,
@@ -183,10 +195,13 @@ from .walk import (
 )
 
 __all__ = [
+    "AV",
+    "CAV",
     "IDGI",
     "LRP",
     "MSE",
     "RISE",
+    "TCAV",
     "Alpha1_Beta0_Rule",
     "AlphaBetaRule",
     "Anchor",
@@ -198,17 +213,22 @@ __all__ = [
     "BanzhafValues",
     "BlurIG",
     "ClassSummarizer",
+    "Classifier",
     "CommonStats",
+    "Concept",
+    "ConceptInterpreter",
     "Count",
     "DataInfluence",
     "DataLoaderAttribution",
     "Deconvolution",
     "DeepLift",
     "DeepLiftShap",
+    "DefaultClassifier",
     "EpsilonRule",
     "ExactNearestNeighbors",
     "ExpectedGradients",
     "ExtremalPerturbation",
+    "FastCAV",
     "FeatureAblation",
     "FeaturePermutation",
     "FlatRule",
@@ -284,6 +304,7 @@ __all__ = [
     "ShapleyInteractions",
     "ShapleyValueSampling",
     "ShapleyValues",
+    "Significance",
     "SimilarityInfluence",
     "SkLearnLasso",
     "SkLearnLinearModel",
@@ -315,6 +336,7 @@ __all__ = [
     "banzhaf_values",
     "blurred_path",
     "columns",
+    "concept_sensitivity",
     "configure_interpretable_embedding_layer",
     "cosine_similarity",
     "euclidean_distance",
