@@ -112,7 +112,7 @@ from .lrp_rules import (
     ZBoxRule,
 )
 from .masks import RISE, ExtremalPerturbation, SobolAttribution, rise, sobol_indices
-from .metrics import infidelity, infidelity_perturb_func_decorator, sensitivity_max
+from .metrics import compare_methods, infidelity, infidelity_perturb_func_decorator, sensitivity_max
 from .noise import (
     ExpectedGradients,
     GradientShap,
@@ -336,6 +336,7 @@ __all__ = [
     "banzhaf_values",
     "blurred_path",
     "columns",
+    "compare_methods",
     "concept_sensitivity",
     "configure_interpretable_embedding_layer",
     "cosine_similarity",

@@ -102,13 +102,14 @@ class Case:
         places = torch.arange(values.shape[1], device=values.device).expand_as(ranked)
         return torch.empty_like(ranked).scatter_(1, ranked, places)
 
-    def scores(self, count: int, absent: Absent) -> Tensor:
-        """The scores of ``count`` sets for each example [B, count]."""
-        answers = list(self.players.ask(count, absent))
-        found = self.players.all_there.new_zeros(len(self.values), count)
-        for a in answers:
-            found[a.rows, a.sets] = a.values.to(found)
-        return found
+
+def scores_of(players: Coalitions, count: int, absent: Absent) -> Tensor:
+    """The scores of ``count`` sets for each example [B, count]."""
+    answers = list(players.ask(count, absent))
+    found = players.all_there.new_zeros(players.examples, count)
+    for a in answers:
+        found[a.rows, a.sets] = a.values.to(found)
+    return found
 
 
 def aligned(attributions: Any, door: Door) -> Tensors:

@@ -11,7 +11,7 @@ from ...engine.checks import ArgumentError, optional, whole
 from ...engine.guard import untouched
 from ...engine.scores import Predicted
 from ...perturb.references import Inpainted
-from .case import Asked, Case
+from .case import Asked, Case, scores_of
 
 Order = Literal["most", "least", "magnitude"]
 
@@ -78,7 +78,7 @@ def removal(case: Case, order: Tensor, counts: Tensor, back: bool = False) -> Te
         first = order[rows] < counts[asked[k], None]
         return ~first if back else first
 
-    scores = case.scores(len(asked), absent)
+    scores = scores_of(case.players, len(asked), absent)
     found = case.players.all_there[:, None].repeat(1, len(counts))
     found[:, asked] = scores.to(found)
     return found

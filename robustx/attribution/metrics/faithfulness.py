@@ -1,6 +1,6 @@
 """Faithfulness: whether the score falls as far as attributions say, and whether they add up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -13,26 +13,36 @@ from ...engine.randomness import Noise
 from ...perturb.references import named
 from ..ablation import feature_ablation
 from ..base import rise
-from .case import Asked, Case, correlation
+from ..coalitions import Coalitions
+from .case import Asked, Case, correlation, scores_of
 from .curves import removal
 
 
-def removals(case: Case, samples: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """For random sets of ``size`` features: what they are attributed together, and how far the score falls [B, S].
+def removals(
+    players: Coalitions, values: Sequence[Tensor], samples: int, size: int, seed: int
+) -> tuple[list[Tensor], Tensor]:
+    """For random sets of ``size`` features: what each attribution gives them together, and how far the score falls.
 
-    Sets are drawn by key, uniformly.
+    Sets are drawn by key, uniformly; the same for all attributions.
+
+    Args:
+        players: what gives way to what.
+        values: what each feature is attributed [B, F], once or several times.
+
+    Returns:
+        [B, S] for each of ``values``, and [B, S].
     """
-    draws = Noise(seed, "subsets", case.players.names)
-    said = case.values.new_zeros(len(case.values), samples)
+    draws, like = Noise(seed, "subsets", players.names), values[0]
+    said = [v.new_zeros(len(v), samples) for v in values]
 
     def absent(k: Tensor, rows: Tensor) -> Tensor:
-        drawn = draws.copies(rows, k).uniform(case.values.shape[1], case.values)
-        gone = drawn.argsort(1).argsort(1) < size
-        said[rows, k] = (gone * case.values[rows]).sum(1)
+        gone = draws.copies(rows, k).uniform(like.shape[1], like).argsort(1).argsort(1) < size
+        for told, v in zip(said, values, strict=True):
+            told[rows, k] = (gone * v[rows]).sum(1)
         return gone
 
-    scores = case.scores(samples, absent)
-    return said, finest(case.players.all_there)[:, None] - finest(scores)
+    scores = scores_of(players, samples, absent)
+    return said, finest(players.all_there)[:, None] - finest(scores)
 
 
 def faithfulness_correlation(
@@ -67,7 +77,8 @@ def faithfulness_correlation(
     """
     with untouched(forward_func):
         case = Case.of(forward_func, inputs, attributions, target, **asked)
-        said, falls = removals(case, whole("samples", samples, 2), set_size(size, case.values.shape[1]), seed)
+        number, each = whole("samples", samples, 2), set_size(size, case.values.shape[1])
+        (said,), falls = removals(case.players, [case.values], number, each, seed)
         return correlation(said, falls)
 
 
