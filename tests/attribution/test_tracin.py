@@ -300,6 +300,27 @@ def test_a_loss_is_that_of_a_batch_of_one(case, loss):
     assert_close(tracin.influence(case.tests), reference(case, lambda o, y: loss(o, y).sum()))
 
 
+def test_outputs_of_several_kinds_and_labels_that_are_no_tensors(case):
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = case.model
+
+        def forward(self, x: Tensor) -> dict:
+            return {"logits": self.body(x), "name": "cnn"}
+
+    def loss(out: dict, labels: list[str]) -> Tensor:
+        return F.cross_entropy(out["logits"], torch.tensor(["abc".index(label) for label in labels]))
+
+    x, y = case.data.tensors
+    batches = [(x[i : i + 4], ["abc"[label] for label in y[i : i + 4]]) for i in (0, 4)]
+    model = Told().eval()
+    named = [{f"body.{n}": t for n, t in torch.load(f, weights_only=True).items()} for f in case.files]
+    told = TracInCP(model, DataLoader(batches, batch_size=None), named, loss_fn=loss).self_influence()
+    plain = TracInCP(case.model, case.data, case.files, lambda *a: load(*a) and 1.0, loss_fn=CrossEntropy())
+    assert_close(told, plain.self_influence())
+
+
 def test_outputs_are_the_losses_where_none_is_given(case):
     tracin = TracInCP(case.model, case.data, case.files, load, batch_size=4)
     assert_close(tracin.influence(case.tests), reference(case, lambda o, _: o.sum()))

@@ -71,9 +71,8 @@ class Losses(Score):
             each = flat(plain(out, labels))
             return each.sum(1) if loss.reduction == "sum" else each.mean(1)  # type: ignore[attr-defined]  # a _Loss has it
 
-        def alone(out: Any, label: Any) -> Tensor:
-            out, label = tree_map(lambda t: t[None], (out, label))
-            found = loss(out, label)
+        def alone(out: Any, labels: Any) -> Tensor:
+            found = loss(out, labels)
             if not isinstance(found, Tensor) or found.numel() != 1:
                 told = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise OutputError(
@@ -84,14 +83,19 @@ class Losses(Score):
 
         if all(isinstance(t, Tensor) for t in tree_leaves((out, labels))):
             try:
-                return torch.vmap(alone)(out, labels)
+                return torch.vmap(lambda *one: alone(*tree_map(lambda t: t[None], one)))(out, labels)
             except OutputError:
                 raise
             except Exception as e:  # whatever a loss does that cannot be done for all rows at once
                 if out_of_memory(e):
                     raise
-        pick = (tree_map(lambda t, i=i: t[i], (out, labels)) for i in range(len(rows)))
-        return torch.stack([alone(*one) for one in pick])
+
+        def part(value: Any, i: int) -> Any:  # what a model returns beside its tensors stays
+            return tree_map(lambda t: t[i : i + 1] if isinstance(t, Tensor) else t, value)
+
+        return torch.stack(
+            [alone(part(out, i), None if labels is None else labels[i : i + 1]) for i in range(len(rows))]
+        )
 
     def _labels(self, rows: Tensor) -> Any:
         if isinstance(self.labels, Tensor):
