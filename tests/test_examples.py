@@ -48,6 +48,7 @@ MORE = [
     ("layers_and_neurons", [], "conductances add up to", "explanation/layers_and_neurons.png"),
     ("activation_maps", [], "guided Grad-CAM", "explanation/activation_maps.png"),
     ("coalitions", [], "squares at random", "explanation/coalitions.png"),
+    ("compare_explanations", ["--samples", "8"], "is more faithful than chance", "explanation/deletion_curves.png"),
     ("influence", ["--rows", "3"], "chance", "influence/influence.png"),
     ("vision_transformer", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
