@@ -89,7 +89,45 @@ class Outer:
         return self if t * (i + o) < i * o else Dense(self.dense())
 
 
-Block = Dense | Outer
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Gradients of each example with respect to a table of V rows of which it read T, what an embedding has.
+
+    Args:
+        ids: the rows that were read [n, T].
+        g: the gradient where each was handed on [n, T, D].
+        table: V.
+    """
+
+    ids: Tensor
+    g: Tensor
+    table: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def dense(self) -> Tensor:
+        """[n, V * D]."""
+        zero = self.g.new_zeros(len(self), self.table, self.g.shape[2])
+        return zero.scatter_add_(1, self.ids[..., None].expand_as(self.g), self.g).flatten(1)
+
+    def square(self) -> Tensor:
+        """The squared length of each gradient [n]."""
+        same = self.ids[:, :, None] == self.ids[:, None]
+        return ((self.g @ self.g.mT) * same).sum((1, 2))
+
+    def sum(self) -> Tensor:
+        """[V * D]."""
+        zero = self.g.new_zeros(self.table, self.g.shape[2])
+        return zero.index_add_(0, self.ids.flatten(), self.g.flatten(0, 1)).flatten()
+
+    def compact(self) -> "Block":
+        """The same in the form that holds fewer numbers."""
+        t, d = self.g.shape[1:]
+        return self if t * (d + 1) < self.table * d else Dense(self.dense())
+
+
+Block = Dense | Outer | Rows
 """The gradients of some examples with respect to one parameter."""
 
 
@@ -100,6 +138,14 @@ def dot(one: Block, two: Block) -> Tensor:
         if n * m * t * s * (i + o) <= (n * t + m * s + n * m) * i * o:
             a, g = (_grams(p, q) for p, q in ((one.a, two.a), (one.g, two.g)))
             return (a * g).sum((0, 2, 4))
+    if isinstance(one, Rows) and isinstance(two, Rows):
+        same = one.ids[:, :, None, None] == two.ids
+        return (_grams(one.g[:, None], two.g[:, None])[0] * same).sum((1, 3))
+    if isinstance(one, Rows):
+        return dot(two, one).T
+    if isinstance(two, Rows):
+        tables = one.dense().unflatten(1, (two.table, -1))  # [n, V, D]
+        return torch.stack([(t[two.ids] * two.g).sum((1, 2)) for t in tables])
     return one.dense() @ two.dense().T
 
 
@@ -235,13 +281,11 @@ def _margins(padding: Sequence[Any], kernel: Sequence[int], dilation: Sequence[i
 
 def _embedding(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
     weight: Tensor = use.args[0]
-    n, (v, d) = len(x), weight.shape
-    ids, g = x.reshape(n, -1), g.reshape(n, -1, d)
+    ids, g = x.reshape(len(x), -1), g.reshape(len(x), -1, weight.shape[1])
     padding = use.argument(2, "padding_idx", -1)
     if padding is not None and padding >= 0:  # it is never learned
         g = g * (ids != padding)[..., None]
-    rows = g.new_zeros(n, v, d).scatter_add_(1, ids[..., None].expand_as(g), g)
-    return {use.names[0]: Dense(rows.flatten(1))}
+    return {use.names[0]: Rows(ids, g, len(weight))}
 
 
 def _small(use: Use, x: Tensor, g: Tensor) -> dict[str, Block]:
@@ -471,7 +515,7 @@ class Weights:
         return sum((t for _, t in probe._batches(probe.examples, work, ("total", probe._size, *self.parameters))), zero)
 
     def blocks(self, probe: Probe, compact: bool = True) -> Iterator[tuple[slice, list[Block]]]:
-        """The gradients of all examples, batch by batch: one :class:`Dense` or :class:`Outer` for each parameter.
+        """The gradients of all examples, batch by batch: a :data:`Block` for each parameter.
 
         Args:
             probe: the model on its inputs, with the score whose pull is differentiated.
@@ -646,6 +690,8 @@ def _together(one: Block, two: Block) -> Block:
     """The sum of what a parameter owes to two of its uses."""
     if isinstance(one, Outer) and isinstance(two, Outer):
         return Outer(torch.cat([one.a, two.a], 2), torch.cat([one.g, two.g], 2))
+    if isinstance(one, Rows) and isinstance(two, Rows):
+        return Rows(torch.cat([one.ids, two.ids], 1), torch.cat([one.g, two.g], 1), one.table)
     return Dense(one.dense() + two.dense())
 
 
@@ -666,4 +712,4 @@ def layer_of(model: nn.Module, layer: nn.Module | str) -> nn.Module:
         raise ArgumentError(f"the model has no layer {layer!r}; its layers are {known}") from None
 
 
-__all__ = ["Block", "Dense", "Outer", "Weights", "dot", "layer_of"]
+__all__ = ["Block", "Dense", "Outer", "Rows", "Weights", "dot", "layer_of"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from robustx.engine import ArgumentError, ArgumentTypeError, Output, Pace, Probe, Score, untouched
-from robustx.engine.weights import Dense, Outer, Weights, dot
+from robustx.engine.weights import Dense, Outer, Rows, Weights, dot
 
 
 class Model(nn.Module):
@@ -143,6 +143,13 @@ CASES = {
         lambda n=5: (torch.randint(0, 7, (n, 3)),),
         (),
     ),
+    "two looks at a table": (
+        lambda: Model(
+            lambda m, i: m.b((m.a(i[:, :2]) * m.a(i[:, 1:])).flatten(1)), a=nn.Embedding(40, 4), b=nn.Linear(8, 3)
+        ),
+        lambda n=5: (torch.randint(0, 7, (n, 3)),),
+        (),
+    ),
     "tied": (tied, lambda n=5: (torch.randint(0, 7, (n, 3)),), ()),
     "affine": (
         lambda: Model(
@@ -243,7 +250,9 @@ def test_gradients_that_depend_on_the_batch_are_those_of_an_example_alone():
     assert_close(Weights.of(model).dense(Probe(model, (ids,), Output(score))), truth)
 
 
-@pytest.mark.parametrize("name", ["conv2d", "linear on sequences", "used twice", "tied", "norms", "attention"])
+@pytest.mark.parametrize(
+    "name", ["conv2d", "linear on sequences", "used twice", "two looks at a table", "tied", "norms"]
+)
 def test_products_lengths_and_sums_need_no_gradients_written_out(name):
     model, inputs, _ = case(name)
     weights = Weights.of(model)
@@ -275,6 +284,21 @@ def test_outer_products_agree_with_what_they_stand_for_whichever_way_is_cheaper(
     assert_close(kept.dense(), d)
     numbers = sum(v.numel() for v in vars(kept).values())
     assert numbers <= min(d.numel(), one.a.numel() + one.g.numel())
+
+
+def test_rows_of_a_table_agree_with_what_they_stand_for():
+    torch.manual_seed(0)
+    one, two = (Rows(torch.randint(0, 6, (n, t)), torch.randn(n, t, 2), 6) for n, t in ((4, 5), (3, 2)))
+    d, e = (torch.einsum("ntv,ntd->nvd", F.one_hot(b.ids, 6).float(), b.g).flatten(1) for b in (one, two))
+    assert_close(one.dense(), d)
+    for a in (one, Dense(d)):
+        for b in (two, Dense(e)):
+            assert_close(dot(a, b), d @ e.T)
+    assert_close(one.square(), d.square().sum(1))
+    assert_close(one.sum(), d.sum(0))
+    assert isinstance(one.compact(), Dense)
+    assert isinstance(two.compact(), Rows)
+    assert_close(one.compact().dense(), d)
 
 
 def test_batches_and_single_rows_give_the_same():
