@@ -47,6 +47,7 @@ from .conductance import (
     neuron_conductance,
 )
 from .dataloader import DataLoaderAttribution, InputRole
+from .gates import BinaryConcreteStochasticGates, GaussianStochasticGates, StochasticGatesBase
 from .gradient import (
     InputXGradient,
     LayerActivation,
@@ -211,6 +212,7 @@ __all__ = [
     "AttnLRP",
     "Attribution",
     "BanzhafValues",
+    "BinaryConcreteStochasticGates",
     "BlurIG",
     "ClassSummarizer",
     "Classifier",
@@ -234,6 +236,7 @@ __all__ = [
     "FlatRule",
     "FreeRule",
     "GammaRule",
+    "GaussianStochasticGates",
     "GradientAttribution",
     "GradientShap",
     "GuidedBackprop",
@@ -313,6 +316,7 @@ __all__ = [
     "SobolAttribution",
     "Stat",
     "StdDev",
+    "StochasticGatesBase",
     "Subsets",
     "SufficientInputSubsets",
     "Sum",
