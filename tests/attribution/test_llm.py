@@ -102,6 +102,14 @@ def test_surrogates_explain_single_tokens_too():
     assert_close(result.token_attr.sum(0), result.seq_attr, **NEAR)  # few features: all sets, exact values
     exact = LLMAttribution(ShapleyValues(model), tokenizer()).attribute(template(ours), ANSWER)
     assert_close(result.token_attr, exact.token_attr, **NEAR)
+    for method in (ours.OwenValues, ours.BanzhafValues):  # which of two features comes first is all that there is
+        two = ours.TextTemplateInput("the {} {}", ["cat", "sat"], ["dog", "ran in the park"])
+        results = [LLMAttribution(of(model), tokenizer()).attribute(two, ANSWER) for of in (method, ShapleyValues)]
+        assert_close(results[0].token_attr, results[1].token_attr, **NEAR)
+    for method in (ours.OwenValues, ours.BanzhafValues):  # which of two features comes first is all that there is
+        two = ours.TextTemplateInput("the {} {}", ["cat", "sat"], ["dog", "ran in the park"])
+        results = [LLMAttribution(of(model), tokenizer()).attribute(two, ANSWER) for of in (method, ShapleyValues)]
+        assert_close(results[0].token_attr, results[1].token_attr, **NEAR)
 
 
 PROMPTS = ["the cat sat", "a dog ran in the park and the rain", "the sun is so big and red"]

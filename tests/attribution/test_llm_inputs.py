@@ -130,7 +130,7 @@ def test_pictures_show_the_numbers(monkeypatch):
     figure, axes = result().plot_token_attr()
     assert isinstance(figure, Figure)
     assert not pyplot.get_fignums()  # nothing of pyplot's was touched
-    assert [t.get_text() for t in axes.texts] == ["0.5", "-2", "0", "0", "1", "0"]
+    assert [t.get_text() for t in axes.texts] == ["0.50", "-2.00", "0.00", "0.00", "1.00", "0.00"]
     assert max(len(t.get_text()) for t in axes.get_xticklabels()) == 50
     _, axes = result().plot_seq_attr()
     assert [bar.get_height() for bar in axes.patches] == [0.5, -1.0, 0.0]

@@ -1,6 +1,7 @@
 """What a language model's answer is owed to, token by token."""
 
 from dataclasses import KW_ONLY, dataclass
+from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,10 +72,12 @@ class LLMAttributionResult:
         fig.colorbar(image, ax=axes, label="attribution of the token", fraction=0.05, pad=0.02)
         self._ticks(axes)
         axes.set_yticks(range(values.shape[0]), [label(t) for t in self.output_tokens])
+        places = max(0, 2 - floor(log10(most)))  # of the largest three digits are told
         for i, line in enumerate(values.tolist()):
             for j, value in enumerate(line):
                 ink = "white" if abs(value) > 0.6 * most else "black"
-                axes.text(j, i, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=9)
+                told = f"{round(value, places) + 0.0:.{places}f}"  # -0.0 is nothing
+                axes.text(j, i, told, ha="center", va="center", color=ink, fontsize=9)
         return shown(fig, axes, show)
 
     def plot_seq_attr(self, show: bool = False) -> "tuple[Figure, Axes] | None":
