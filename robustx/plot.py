@@ -17,7 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
-from mpl_toolkits.axes_grid1 import make_axes_locatable
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -389,10 +389,10 @@ def new_figure(size: tuple[float, float], pyplot: bool = False, **subplots: Any)
     if pyplot:
         from matplotlib import pyplot as shared
 
-        figure = shared.figure(figsize=size, layout="tight")
+        figure = shared.figure(figsize=size, layout="constrained")
     else:
-        figure = Figure(figsize=size, dpi=110, layout="tight")
-    return figure, figure.subplots(**subplots)
+        figure = Figure(figsize=size, dpi=110, layout="constrained")
+    return figure, figure.subplots(subplot_kw={"anchor": "S"}, **subplots)  # so that room beneath is seen
 
 
 def draw_image(axes: Axes, image: Tensor, bounds: Bounds, alpha: Any = 1.0) -> None:
@@ -427,15 +427,12 @@ def draw_values(
     return shown
 
 
-def bar_beneath(axes: Axes, shown: ScalarMappable | None, label: str = "", gap: float = 0.08, **options: Any) -> None:
-    """The scale of what is shown, as wide as its picture and so many inches beneath it.
-
-    Of nothing, only its place: pictures side by side are then of one size.
-    """
-    place = make_axes_locatable(axes).append_axes("bottom", size=0.12, pad=gap, facecolor="white")
-    if shown is None:
-        place.set_axis_off()
-        return
+def bar_beneath(axes: Axes, shown: ScalarMappable, label: str, gap: float = 0.08, **options: Any) -> None:
+    """The scale of what is shown, as wide as its picture, and so many inches beneath it, whose size it leaves."""
+    corner = ScaledTranslation(0, 0, axes.transAxes)  # type: ignore[arg-type]  # any transform will do
+    inches = axes.figure.dpi_scale_trans + corner
+    beneath = blended_transform_factory(axes.transAxes, inches)
+    place = axes.inset_axes((0, -gap - 0.12, 1, 0.12), transform=beneath, facecolor="white")
     low, high = shown.get_clim()
     bar = axes.figure.colorbar(shown, cax=place, orientation="horizontal", format="{x:.3g}", **options)
     bar.set_ticks([low, (low + high) / 2, high])

@@ -47,6 +47,7 @@ MORE = [
     ("deeplift_and_lrp", [], "adds up to", "explanation/deeplift_and_lrp.png"),
     ("layers_and_neurons", [], "conductances add up to", "explanation/layers_and_neurons.png"),
     ("activation_maps", [], "guided Grad-CAM", "explanation/activation_maps.png"),
+    ("visualize_attributions", [], "explained good, score", "explanation/visualize_series.png"),
     ("coalitions", [], "squares at random", "explanation/coalitions.png"),
     ("compare_explanations", ["--samples", "8"], "is more faithful than chance", "explanation/deletion_curves.png"),
     ("influence", ["--rows", "3"], "chance", "influence/influence.png"),

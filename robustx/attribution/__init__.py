@@ -1,5 +1,9 @@
 """Attribution: which parts of the input (or of a layer) a score is owed to. Captum's names and signatures."""
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from ..perturb.features import Windows, columns, words
 from ..perturb.segments import superpixels
 from .ablation import (
@@ -383,3 +387,13 @@ __all__ = [
     "superpixels",
     "words",
 ]
+
+if TYPE_CHECKING:
+    from . import visualization as visualization
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        """The module of pictures, which loads matplotlib, once it is asked for."""
+        if name == "visualization":
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

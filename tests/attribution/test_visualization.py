@@ -1,6 +1,7 @@
 """Pictures of attributions show what they say: Captum's numbers in the same run, and closed forms beyond."""
 
 import inspect
+import itertools
 import re
 import sys
 from html.parser import HTMLParser
@@ -110,10 +111,10 @@ def test_maps_of_nothing_are_drawn(sign, outlier_perc):
 
 
 def test_values_stay_as_they_are_if_asked():
-    figure, axes = ours.visualize_image_attr(np.array([[-3.0, 0.5], [1e-7, 2.0]]), sign="all", outlier_perc=None)
+    _, axes = ours.visualize_image_attr(np.array([[-3.0, 0.5], [1e-7, 2.0]]), sign="all", outlier_perc=None)
     assert_allclose(drawn(axes)[0], [[-3.0, 0.5], [1e-7, 2.0]], rtol=1e-6)
     assert axes.images[0].get_clim() == (-3, 3)
-    assert figure.axes[1].get_xlabel() == "attribution\nred adds,\nblue takes away"
+    assert axes.child_axes[0].get_xlabel() == "attribution\nred adds,\nblue takes away"
 
 
 def test_all_that_lies_beyond_a_size_of_nothing_is_full():
@@ -154,6 +155,11 @@ def test_a_picture_with_negative_values_is_stretched():
     assert_allclose(drawn(axes)[0], (IMAGE - low) / (high - low), atol=1e-6)
 
 
+def test_a_picture_a_little_beyond_its_bounds_is_clipped():
+    _, axes = ours.visualize_image_attr(None, IMAGE * 1.1, "original_image")
+    assert_allclose(drawn(axes)[0], (IMAGE * 1.1).clip(0, 1), atol=1e-6)
+
+
 def test_no_figure_is_known_to_pyplot_unless_asked(monkeypatch):
     before = pyplot.get_fignums()
     ours.visualize_image_attr(ATTR)
@@ -179,11 +185,26 @@ def test_many_ways_stand_side_by_side(captum):
     assert isinstance(ours.visualize_image_attr_multiple(ATTR, IMAGE, ["heat_map"], ["all"])[1], matplotlib.axes.Axes)
 
 
+@pytest.mark.parametrize("height, width", [(8, 8), (200, 20), (10, 90)])
+def test_nothing_is_cut_off(height, width):
+    attr, image = RNG.standard_normal((height, width)), RNG.random((height, width))
+    signs = ["all", "all", "negative", "absolute_value"]
+    figure, axes = ours.visualize_image_attr_multiple(attr, image, [*METHODS[2::-1], METHODS[0]], signs, signs, (9, 3))
+    figure.draw_without_rendering()
+    wanted = figure.get_tightbbox()  # in inches
+    assert wanted.x0 > 0 and wanted.y0 > 0 and wanted.x1 < 9 and wanted.y1 < 3
+    scales = [a.child_axes[0].get_tightbbox() for a in axes if a.child_axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(scales))
+
+
 def test_axes_that_are_given_are_drawn_on():
     figure = Figure()
     axes = figure.subplots()
     assert ours.visualize_image_attr(ATTR, plt_fig_axis=(figure, axes)) == (figure, axes)
-    assert figure.axes == [axes]  # a scale only if asked
+    assert not axes.child_axes  # a scale only if asked
+    ours.visualize_image_attr(ATTR, plt_fig_axis=(figure, axes), show_colorbar=True)
+    assert len(axes.child_axes) == 1
+    assert not ours.visualize_image_attr(ATTR, show_colorbar=False)[1].child_axes
 
 
 WRONG = {

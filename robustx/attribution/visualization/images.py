@@ -50,8 +50,8 @@ def visualize_image_attr(
 
     Args:
         attr: attributions; None with ``"original_image"``.
-        original_image: from 0 to 1, or from 0 to 255; one that has negative values is shown from its least to its
-            largest. Of one channel or three; of any other number the mean is shown.
+        original_image: from 0 to 1, or from 0 to 255 if it reaches 2; one that has negative values is shown from its
+            least to its largest. Of one channel or three; of any other number the mean is shown.
         method: ``"heat_map"``; ``"blended_heat_map"``, over the picture in grey; ``"original_image"`` alone;
             ``"masked_image"``, darker where attributions are small; ``"alpha_scaling"``, more transparent there.
         sign: ``"positive"``, ``"negative"``, ``"absolute_value"`` or ``"all"``, which the last two methods do not show.
@@ -75,7 +75,7 @@ def visualize_image_attr(
     >>> figure, axes = visualize_image_attr(torch.tensor([[0.0, 2.0], [-1.0, 0.0]]), sign="all", outlier_perc=0)
     >>> axes.images[0].get_array().tolist()
     [[0.0, 1.0], [-0.5, 0.0]]
-    >>> figure.axes[1].get_xlabel()
+    >>> axes.child_axes[0].get_xlabel()
     'attribution / 2\\nred adds,\\nblue takes away'
     """
     how, of = named(ImageVisualizationMethod, "method", method), named(VisualizeSign, "sign", sign)
@@ -114,8 +114,8 @@ def visualize_image_attr(
             draw_image(axes, image.mean(0, keepdim=True), (0, 1))
         alpha = alpha_overlay if blended else 1.0
         heat = draw_values(axes, torch.from_numpy(shades.values), shades.low, shades.high, shades.cmap, alpha)
-    if show_colorbar or (show_colorbar is None and plt_fig_axis is None and heat is not None):
-        bar_beneath(axes, heat, "" if shades is None else shades.label)
+    if heat is not None and shades is not None and (plt_fig_axis is None if show_colorbar is None else show_colorbar):
+        bar_beneath(axes, heat, shades.label)
     if title:
         axes.set_title(title, fontsize=10)
     if use_pyplot:
@@ -185,5 +185,5 @@ def _shown(image: NDArray[Any]) -> Tensor:
         raise ArgumentError("original_image has four channels: leave its transparency out, image[:3] or image[..., :3]")
     low, high = float(image.min()), float(image.max())
     if low >= 0:
-        low, high = 0.0, 1.0 if high <= 1 else 255.0
+        low, high = 0.0, 1.0 if high < 2 else 255.0  # noise may lead a little beyond 1
     return torch.from_numpy((image.astype(np.float64) - low) / (high - low or 1.0))

@@ -135,7 +135,7 @@ def visualize_timeseries_attr(
     for one in axes:
         one.set_xlim(edges[0], edges[-1])
         one.set_facecolor("white")  # what is pale is near zero, also in a dark style
-    if show_colorbar or (show_colorbar is None and plt_fig_axis is None):
+    if plt_fig_axis is None if show_colorbar is None else show_colorbar:
         alpha = None if how is TimeseriesVisualizationMethod.colored_graph else alpha_overlay
         bar_beneath(axes[-1], colours, shades.label, gap=0.35, alpha=alpha)
     if title:
