@@ -176,6 +176,8 @@ def _told(done: Run, summary: dict[str, Any]) -> str:
         f"  Attacks: {attacks}. What they did not find may still exist.",
     ]
     for model in summary["models"]:
+        for bound in model.get("certified", ()):
+            lines += [f"  {model['name']}: nothing is proved by {bound['label']}: {note}" for note in bound["notes"]]
         lines += _doubts(model)
         if model["flagged"]:
             lines.append(

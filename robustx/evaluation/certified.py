@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attacks.base import per_row
+from ..engine.affine import Unreadable
 from ..engine.checks import ArgumentError, ArgumentTypeError
 from ..engine.guard import untouched
 from ..engine.packing import finest
@@ -20,7 +21,7 @@ from ..perturb.norms import NORMS, Norm, norm_of
 from ..perturb.region import Region, box
 from .block import Block, Finished, logits_of
 from .smoothing import Smoothed
-from .spec import Spec
+from .spec import BOUNDS, Spec
 from .store import Row
 
 HALVINGS = 24  # of a first guess, before a radius counts as none
@@ -93,6 +94,8 @@ def certify(
     >>> bool((crown.radius >= ibp.radius * 0.99).all() and (ibp.radius > 0).all())
     True
     """
+    if method not in BOUNDS:
+        raise ArgumentError(f"method must be one of {', '.join(BOUNDS)}, got {method!r}")
     norm = _norm(norm if norm is not None else "L2" if method == "smoothing" else "Linf")
     if method == "smoothing":
         return _smoothed(model, x, norm, **options)
@@ -130,18 +133,24 @@ def bound_block(model: Callable[..., Any], block: Block, name: str, options: dic
     """A lower bound for each sample of a block, in the norm of a run; one row each, without tensors.
 
     ``prediction`` is the class that is proved and ``distance`` within which radius, -1 and 0.0 where none is. Of
-    smoothing it may be another class than the label. Samples whose output is not finite are flagged.
+    smoothing it may be another class than the label. Samples whose output is not finite are flagged. Where the model
+    does what no bound is known for, nothing is proved, and the note says so.
 
     Args:
         name, options: method and options of :func:`certify`.
     """
     given = {"seed": spec.seed} | options if name == "smoothing" else options
     clean = logits_of(model, block.x, block.y, block.positions)
-    told = certify(model, block.x, block.y, name, norm=spec.norm, bounds=block.bounds, **given)
+    notes = []
+    try:
+        told = certify(model, block.x, block.y, name, norm=spec.norm, bounds=block.bounds, **given)
+    except Unreadable as e:
+        none = torch.zeros(len(block), dtype=torch.long)
+        told, notes = Certified(none.double(), none - 1, none, none), [str(e)]
     flagged = ~torch.isfinite(clean).all(1)
     columns = (flagged, told.prediction, told.radius, told.forwards + 1, told.backwards)
     table = zip(block.positions, *(c.tolist() for c in columns), strict=True)
-    return Finished([Row(i, 0.0, False, f, k, None, r, up, down) for i, f, k, r, up, down in table])
+    return Finished([Row(i, 0.0, False, f, k, None, r, up, down) for i, f, k, r, up, down in table], notes=notes)
 
 
 @dataclass(frozen=True, eq=False)

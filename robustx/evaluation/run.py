@@ -158,7 +158,10 @@ class Run:
         return told
 
     def _bounds(self, outcome: Outcome, rows: Mapping[str, list[Row]]) -> dict[str, Any]:
-        """Of each lower bound, the share of samples that are proved to keep their label, and the median radius."""
+        """Of each lower bound, the share of samples that are proved to keep their label, the median radius, and notes.
+
+        These say why nothing could be proved, if so.
+        """
         told = []
         for bound in self.spec.bounds:
             radius = certified(outcome, rows[BOUND + bound.label])
@@ -170,6 +173,7 @@ class Run:
                     "accuracy": [{"eps": e, **asdict(s)} for e, s in zip((0.0, *self.spec.eps), shares, strict=True)],
                     "median": float(np.median(radius)) if len(radius) else math.nan,
                     "curve": certified_steps(radius),
+                    "notes": self._stored.notes[outcome.model][bound.label],
                 }
             )
         return {"certified": told} if told else {}
@@ -268,6 +272,7 @@ class _Stored:
     attacks: dict[str, list[Cumulative]]
     warnings: dict[str, list[str]]
     divided: dict[str, int]  # blocks that memory did not hold whole: the same to rounding only
+    notes: dict[str, dict[str, list[str]]]  # of lower bounds
     soundness: dict[str, Any]
     seconds: dict[str, dict[str, float]]
     samples: list[tuple[int, str, int]]
@@ -283,6 +288,7 @@ class _Stored:
         tried = [(spec.cap_of(a),) if a.minimal else a.eps or spec.eps for a in spec.attacks]
         outcomes: list[Outcome] = []
         every, told, warnings, divided, seconds = {}, {}, {}, {}, {}
+        notes: dict[str, dict[str, list[str]]] = {}
         soundness: dict[str, Any] = {}
         for m in spec.names:
             every[m] = {
@@ -294,10 +300,13 @@ class _Stored:
             outcomes.append(upto[-1])
             told[m] = cumulative(upto, rows, names, spec.eps, tried)
             warnings[m] = sorted({n for label in names for block in store.notes(m, label) for n in block})
+            notes[m] = {
+                b.label: sorted({n for block in store.notes(m, BOUND + b.label) for n in block}) for b in spec.bounds
+            }
             divided[m] = sum(n is not None for label in parts(spec) for n in store.blocks(m, label, "micro_batch"))
             for (note,) in store.notes(m, SOUNDNESS):
                 soundness[m] = note
             last = dict.fromkeys(w.attack for w in closing(spec))
             seconds[m] = {label: store.seconds(m, label) for label in (*parts(spec), *last)}
         sha = store.fingerprint()
-        return cls(outcomes, every, told, warnings, divided, soundness, seconds, samples, sha, finished)
+        return cls(outcomes, every, told, warnings, divided, notes, soundness, seconds, samples, sha, finished)

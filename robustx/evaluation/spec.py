@@ -27,8 +27,12 @@ BUDGETS: dict[str, tuple[float, ...]] = {
 }
 """Budgets that suit inputs in [0, 1], for each norm."""
 
-BOUNDS = ("ibp", "crown", "smoothing")
-"""Lower bounds that a run knows, see :func:`robustx.evaluation.certify`."""
+BOUNDS = {
+    "ibp": ("tolerance", "batch_size"),
+    "crown": ("tolerance", "batch_size"),
+    "smoothing": ("sigma", "alpha", "seed", "batch_size", "n0", "n"),
+}
+"""Lower bounds that a run knows, with their options, see :func:`robustx.evaluation.certify`."""
 
 OURS = ("forward_func", "bounds", "lower_bound", "upper_bound", "norm", "seed")  # arguments that the run decides
 
@@ -96,6 +100,10 @@ class BoundSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.name not in BOUNDS:
             raise ValueError(f"a bound must be one of {', '.join(BOUNDS)}, got {self.name!r}")
+        taken = BOUNDS[self.name]
+        for option in self.options:
+            if option not in taken:
+                raise ValueError(f"bound {self.name!r} takes no option {option!r}; known are {', '.join(taken)}")
         if not self.label:
             msgspec.structs.force_setattr(self, "label", self.name)
 
@@ -226,7 +234,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 more = "" if least is None else f" of at least {least}"
                 raise ValueError(f"{name} must be a whole number{more}, got {value!r}")
         put("attacks", _attacks(self.attacks, self.norm, self.seed, self.eps))
-        put("bounds", _bounds(self.bounds))
+        put("bounds", _bounds(self.bounds, self.norm))
         put("severities", tuple(sorted(set(self.severities))))
         if not self.severities or not set(self.severities) <= set(range(1, 6)):
             raise ValueError(f"severities must be whole numbers from 1 to 5, got {self.severities}")
@@ -339,8 +347,10 @@ def _attacks(attacks: Any, norm: str, seed: int, eps: tuple[float, ...]) -> tupl
     return given
 
 
-def _bounds(bounds: Any) -> tuple[BoundSpec, ...]:
+def _bounds(bounds: Any, norm: str) -> tuple[BoundSpec, ...]:
     given: tuple[BoundSpec, ...] = tuple(bounds)
+    if given and norm == "L0":
+        raise ValueError("bounds are for norm 'Linf', 'L2' or 'L1', got 'L0'; leave them out")
     labels = [b.label for b in given if isinstance(b, BoundSpec)]
     if len(set(labels)) < len(given):
         raise ValueError(f"bounds must hold BoundSpecs with different labels, such as BoundSpec('crown'), got {bounds}")

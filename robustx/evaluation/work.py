@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from ..engine.guard import modules_of
 from ..engine.memory import out_of_memory, shortages
+from ..engine.probe import ModelError
 from ..zoo import Data, as_data
-from .block import Block, Finished, attack_block, clean_block
+from .block import Block, Finished, attack_block, clean_block, logits_of
 from .callbacks import Bars, Callback, Step, tell
 from .certified import bound_block
-from .corruptions import corruption_block
+from .corruptions import corrupted, corruption_block
 from .explanations import centre, explain, instructive
 from .identity import content, identity
 from .plan import closing, parts, plan, positions
@@ -125,8 +127,11 @@ def evaluate(
 
     Raises:
         ValueError: models that the specification does not name (or the other way round), no samples, NaN or infinite
-            samples or samples outside their bounds, labels that are no classes, a model in train mode, a folder that
-            holds something else or another run (the message says in what it differs).
+            samples or samples outside their bounds, labels that are no classes, corruptions of what is no picture, a
+            model in train mode, a folder that holds something else or another run (the message says in what it
+            differs).
+        ModelError: a model fails, or has no gradient where an attack needs one. The message tells which, and where;
+            what was finished is kept.
 
     >>> import tempfile, torch
     >>> x, y = torch.rand(20, 4), torch.arange(20) % 3
@@ -139,6 +144,7 @@ def evaluate(
     if not (0 <= rank < world):
         raise ValueError(f"shard must be a number from 0 and how many there are, such as (0, 2), got {shard}")
     job = Job.of(models, data, spec)
+    _tried(job)
     writer = writer or ("main" if world == 1 else f"{rank}-of-{world}")
     told = [*([Bars()] if show_progress else []), *callbacks]
     with Store.start(out, job.identity, job.samples(), writer) as store:
@@ -225,7 +231,8 @@ def fitting(block: Block, work: Callable[[Block], Finished]) -> Finished:
 def _keep(store: Store, work: Work, made: Callable[[], Finished]) -> float:
     """Does a unit of work and keeps it; returns the seconds that it took."""
     start = time.perf_counter()
-    done = made()
+    with _at(f"{work.attack} of model {work.model!r}, block {work.block}"):
+        done = made()
     seconds = time.perf_counter() - start
     store.finish(work, done.rows, done.tensors, done.notes, seconds, done.micro_batch)
     return seconds
@@ -315,6 +322,28 @@ def _checked(models: Mapping[str, Callable[..., Any]], data: Data, spec: Spec) -
             "give the bounds of your data"
         )
     return data
+
+
+def _tried(job: Job) -> None:
+    """Raises at once what would be raised on some later block: labels that are no classes, what is no picture."""
+    last = int(job.here.y.argmax())
+    one = job.part(range(last, last + 1))
+    for name, model in job.models.items():
+        with _at(f"model {name!r}, sample {last}"):
+            logits_of(model, one.x, one.y, one.positions)
+    if job.spec.corruptions:
+        with _at("corruptions are for pictures"):
+            corrupted(one.x, one.bounds, job.spec.corruptions[0], job.spec.severities[0], job.spec.seed)
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """An error inside also tells where it was."""
+    try:
+        yield
+    except (ModelError, ValueError, TypeError) as e:
+        e.args = (f"{where}: {e}",)
+        raise
 
 
 def _device(models: Mapping[str, Callable[..., Any]]) -> torch.device:

@@ -140,6 +140,7 @@ def _proved(summary: Mapping[str, Any], eps: Sequence[float]) -> list[list[dict[
                 "label": c["label"],
                 "method": c["method"],
                 "shares": [{p["eps"]: p for p in c["accuracy"]}.get(e) for e in (0.0, *eps)],
+                "notes": c["notes"],
             }
             for c in m.get("certified", ())
         ]

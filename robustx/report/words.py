@@ -149,7 +149,9 @@ def verdict(summary: Mapping[str, Any], m: Mapping[str, Any], kind: str) -> str:
         f"{budget(robust['eps'], norm, kind)} leaves {percent(robust['value'])} right (95% interval "
         f"{between(robust)})."
     )
-    proofs = [(p, c) for c in m.get("certified", ()) for p in c["accuracy"] if p["eps"] == robust["eps"]]
+    proofs = [
+        (p, c) for c in m.get("certified", ()) for p in c["accuracy"] if p["eps"] == robust["eps"] and not c["notes"]
+    ]
     if proofs:
         most, by = max(proofs, key=lambda found: found[0]["value"])
         text += f" {percent(most['value'])} are proved to withstand any such change ({by['label']})."

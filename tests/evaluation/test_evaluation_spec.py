@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustx.evaluation import BUDGETS, AttackSpec, Spec, standard_attacks
+from robustx.evaluation import BUDGETS, AttackSpec, BoundSpec, Spec, standard_attacks
 
 PLAIN = {"models": ("a",), "data": "d"}
 
@@ -72,6 +72,7 @@ def test_reading_files(tmp_path):
         ({"attacks": [AttackSpec("pgd", {"norm": "L2"})]}, "may not set 'norm'"),
         ({"attacks": [AttackSpec("pgd", {"eps": 0.1})]}, "may not set 'eps'"),
         ({"attacks": [AttackSpec("pgd", {"loss_func": "mse"})]}, "loss_func must be one of"),
+        ({"bounds": [BoundSpec("crown")], "norm": "L0"}, "bounds are for norm 'Linf', 'L2' or 'L1', got 'L0'"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
@@ -87,6 +88,13 @@ def test_bad_values_say_so(changes, said):
         (
             '{"models": ["a"], "data": "d", "attacks": [{"name": "pgd", "option": {}}]}',
             r"`option` - at `\$.attacks\[0\]`",
+        ),
+        ('{"models": [{"name": "a", "surce": "b"}], "data": "d"}', r"`surce` - at `\$.models\[0\]`"),
+        ('{"models": ["a"], "data": {"name": "d", "rot": "/"}}', r"`rot` - at `\$.data`"),
+        ('{"models": ["a"], "data": "d", "bounds": [{"name": "ibp", "opts": {}}]}', r"`opts` - at `\$.bounds\[0\]`"),
+        (
+            '{"models": ["a"], "data": "d", "bounds": [{"name": "ibp", "options": {"n": 9}}]}',
+            r"no option 'n'; known are tolerance, batch_size - at `\$.bounds\[0\]`",
         ),
         ('{"models": ["a"]}', "missing required field `data`"),
         ('{"models": ["a"], "data": "d", "limit": 2.5}', r"\$\.limit"),

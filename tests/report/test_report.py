@@ -229,9 +229,8 @@ def test_the_verdict_comes_first_with_its_reasons_and_what_to_try(digits, more):
 def test_what_is_proved_lies_below_what_was_not_fooled(table, more):
     shares = [{"eps": e, "value": v, "low": v - 0.1, "high": v + 0.1} for e, v in ((0.0, 0.9), (0.05, 0.456))]
     curve = {"eps": [0.0, 0.04, 0.06], "value": [0.9, 0.456, 0.0]}
-    run = more(
-        table, certified=[{"label": "crown", "method": "crown", "accuracy": shares, "median": 0.05, "curve": curve}]
-    )
+    told = {"label": "crown", "method": "crown", "accuracy": shares, "median": 0.05, "curve": curve, "notes": []}
+    run = more(table, certified=[told])
     page = Page(report.render(run))
     assert "45.6% 35.6% – 55.6%" in page.words and "The truth lies between the two." in page.words
     (curve,) = [a["aria-label"] for a in page.all("svg") if a["aria-label"].startswith("Accuracy against budget")]
