@@ -24,6 +24,8 @@ from robustx.attribution import (
     ShapleyValueSampling,
     TextTemplateInput,
 )
+from robustx.attribution.text import Continuations
+from robustx.engine.memory import Pace
 
 PROMPT, ANSWER = "the cat sat on the mat", "it is big"
 NEAR = {"atol": 1e-4, "rtol": 1e-4}
@@ -399,8 +401,44 @@ def test_errors_say_how_to_mend():
         LLMAttribution(FeatureAblation(Plain().eval()), words).attribute(tokens(ours))
     with pytest.raises(RuntimeError, match=r"logits \[N, L, V\]"):
         LLMAttribution(FeatureAblation(_Classifier()), words).attribute(_Ids(), ANSWER)
+    with pytest.raises(ValueError, match="return_intervals has no place"):
+        LLMAttribution(ShapleyValueSampling(model), words).attribute(tokens(ours), ANSWER, return_intervals=True)
     with pytest.raises(NotImplementedError):
         attribution.attribute_future()
+
+
+def test_padding_is_checked_where_it_begins():
+    class Blind(Plain):  # takes padding for words
+        def forward(self, input_ids, attention_mask=None):
+            return super().forward(input_ids)
+
+    model = Blind().eval()
+    prompts = [[2, 3, k] for k in range(6)] + [[2, 3, 4, 5], [2, 3, 4, 5, 6, 7]]  # the first batch is even
+    asked = [{"input_ids": torch.tensor([p])} for p in prompts]
+    reader = Continuations(model, torch.device("cpu"), pace=Pace(limit=4))
+    found = reader.log_probs(asked, [torch.tensor([8, 9])] * 8)
+    assert_close(found, torch.stack([one_by_one(model, p, [8, 9]) for p in prompts]), atol=1e-5, rtol=1e-5)
+    assert not reader.pads
+
+
+@pytest.mark.gpu
+def test_answers_on_a_gpu_are_those_of_the_cpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    for make in (
+        lambda model: LLMAttribution(ShapleyValues(model), tokenizer()),
+        lambda model: LLMGradientAttribution(
+            LayerIntegratedGradients(model, model.get_input_embeddings()), tokenizer()
+        ),
+        lambda model: LLMGradientAttribution(
+            LayerGradientXActivation(model, model.get_input_embeddings()), tokenizer()
+        ),
+    ):
+        here, there = (make(llama().to(device)).attribute([tokens(ours), tokens(ours, "a dog")], ANSWER)
+                       for device in ("cpu", "cuda"))  # fmt: skip
+        for a, b in zip(here, there, strict=True):
+            assert b.token_attr.device.type == "cuda"
+            assert_close(b.token_attr.cpu(), a.token_attr, **NEAR)
 
 
 class _Classifier(Plain):

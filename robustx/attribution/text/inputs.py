@@ -155,6 +155,17 @@ class TextTokenInput(InterpretableInput):
 
     Raises:
         ValueError: the tokenizer does not know a token.
+
+    >>> import torch
+    >>> class Letters:
+    ...     def encode(self, text, return_tensors):
+    ...         return torch.tensor([[ord(c) for c in text]])
+    ...
+    ...     def convert_ids_to_tokens(self, ids):
+    ...         return [chr(i) for i in ids]
+    >>> prompt = TextTokenInput("cat", Letters(), baselines=ord("_"), skip_tokens=[ord("a")])
+    >>> prompt.values, "".join(map(chr, prompt.to_model_input(torch.tensor([[0, 1]]))[0]))
+    (['c', 't'], '_at')
     """
 
     def __init__(

@@ -23,14 +23,22 @@ PLAIN = {"input_ids", "attention_mask"}
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A prompt and the tokens [T] that are to follow it; ``key`` is the same for the same ones."""
+    """A prompt and the tokens [T] that are to follow it.
+
+    >>> import torch
+    >>> row = Row({"input_ids": torch.tensor([[3, 1]])}, torch.tensor([4, 5]))
+    >>> row.tokens  # what the model reads; nothing follows the last one
+    [3, 1, 4]
+    >>> [one.tokens for one in row.split()]
+    [[3, 1], [3, 1, 4]]
+    """
 
     prompt: Prompt
     target: Tensor
 
     @cached_property
     def tokens(self) -> list[int]:
-        """What the model reads: the prompt and the target, but for its last token, which nothing follows."""
+        """The prompt and the target, but for its last token."""
         return [*self.prompt["input_ids"][0].tolist(), *self.target[:-1].tolist()]
 
     @cached_property
@@ -89,7 +97,7 @@ class Continuations:
     and kept as keys and values where that saves a quarter of the tokens.
 
     Padding, and keys and values that are kept, are exact for most models and not for all. So the first batch that makes
-    use of either is checked against one of its rows alone, and a model that fails goes without.
+    use of either is checked against its shortest row alone, and a model that fails goes without.
 
     Args:
         model: takes ``input_ids`` by keyword, and gives ``logits`` [N, L, V] (or a tensor, or a tuple that begins with
@@ -97,6 +105,17 @@ class Continuations:
         caches: False keeps no keys and values.
         apart: ask for each token of a target by itself.
         pace: the batching rule.
+
+    >>> import torch
+    >>> class Bigrams(torch.nn.Embedding):
+    ...     def forward(self, input_ids):
+    ...         return super().forward(input_ids)
+    >>> model, device = Bigrams(5, 5), torch.device("cpu")
+    >>> prompts = [{"input_ids": torch.tensor([ids])} for ids in ([0, 1, 2], [3, 2])]
+    >>> found = Continuations(model, device).log_probs(prompts, [torch.tensor([4, 1]), torch.tensor([4])])
+    >>> expected = model.weight[2].log_softmax(0)[4]  # what comes before the last token does not matter
+    >>> torch.allclose(found[:, 0], expected), found[1, 1].item()
+    (True, 0.0)
     """
 
     model: Callable[..., Any]
@@ -105,7 +124,7 @@ class Continuations:
     apart: bool = False
     pace: Pace = field(default_factory=Pace)
     pads: bool = True
-    checked: dict[str, int] = field(default_factory=dict)  # which tricks hold, and of how many tokens
+    checked: dict[tuple[bool, bool], int] = field(default_factory=dict)  # up to how many tokens caches, pads are exact
     known: dict[bytes, Tensor] = field(default_factory=dict)  # what was asked already
     eps: float = 0.0  # of the model's numbers
 
@@ -152,24 +171,22 @@ class Continuations:
                 self._ask([row for row in rows if len(row.tokens) == length])
             return
         past, length = self._begun(rows) if self.caches and rows[0].plain else (None, 0)
-        trick = "caches" if length else "pads" if uneven else ""
         longest = len(rows[-1].tokens)
-        doubted = bool(trick) and self.checked.get(trick, 0) < longest
 
         def work(part: slice) -> list[Tensor]:
-            some = rows[part]
-            found = self.together(some, past=past, begun=length)
-            return [v[: len(row.target)] for v, row in zip(found.cpu(), some, strict=True)]
+            found = self.together(rows[part], past=past, begun=length).cpu()
+            return [v[: len(row.target)] for v, row in zip(found, rows[part], strict=True)]
 
         size = (longest - length) * self._hidden
         for part, values in self.pace.batches(len(rows), self.device, work, (longest, length), size):
-            if doubted:
-                doubted, holds = False, self._close(values[0], self.together(rows[:1]).cpu()[0])
-                if not holds:
-                    setattr(self, trick, False)
+            some = rows[part]
+            tricks = length > 0, len(some[0].tokens) < len(some[-1].tokens)
+            if any(tricks) and self.checked.get(tricks, 0) < longest:
+                if not self._close(values[0], self.together(some[:1]).cpu()[0]):
+                    self.caches, self.pads = False, self.pads and length > 0
                     return self._ask(rows)
-                self.checked[trick] = longest
-            self.known.update((row.key, v) for row, v in zip(rows[part], values, strict=True))
+                self.checked[tricks] = longest
+            self.known.update((row.key, v) for row, v in zip(some, values, strict=True))
 
     def _begun(self, rows: list[Row]) -> tuple[Any, int]:
         """Keys and values of what all rows begin with, and how many tokens that is; nothing where it does not pay."""

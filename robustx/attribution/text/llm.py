@@ -65,7 +65,7 @@ class Asked:
     def __call__(self, there: Tensor, which: Tensor) -> Tensor:
         asked = which.tolist()
         prompts = []
-        for row, i in zip(there, asked, strict=True):
+        for row, i in zip(there.cpu(), asked, strict=True):
             prompt = self.prompts[i]
             prompts.append(self.formed(prompt.to_model_input(row[None, : prompt.n_itp_features])))
         targets = [self.targets[i] for i in asked]
@@ -175,6 +175,13 @@ class BaseLLMAttribution(Attribution):
         )
 
 
+def _attributions_alone(kwargs: dict[str, Any]) -> None:
+    """Raises ArgumentError if a method is asked to return more than attributions."""
+    for name in ("return_intervals", "return_convergence_delta"):
+        if kwargs.get(name):
+            raise ArgumentError(f"{name} has no place in a result for language models; leave it out")
+
+
 def pretty_tokens(ids: Tensor, tokenizer: Tokenizer) -> list[str]:
     """Tokens as they read, without the spaces around them; a part of a character as the tokenizer calls it."""
     found = [tokenizer.decode([i]) for i in ids.tolist()]
@@ -197,6 +204,26 @@ class LLMAttribution(BaseLLMAttribution):
 
     Raises:
         TypeError, ValueError: the method, or ``attr_target``, is none of these.
+
+    >>> import torch
+    >>> class Letters:
+    ...     def encode(self, text, return_tensors=None, **_):
+    ...         ids = [ord(c) for c in text]
+    ...         return torch.tensor([ids]) if return_tensors else ids
+    ...
+    ...     def decode(self, ids, **_):
+    ...         return "".join(map(chr, ids))
+    ...
+    ...     def convert_ids_to_tokens(self, ids):
+    ...         return [chr(i) for i in ids]
+    >>> class Bigrams(torch.nn.Sequential):
+    ...     def forward(self, input_ids):
+    ...         return super().forward(input_ids)
+    >>> model = Bigrams(torch.nn.Embedding(128, 8), torch.nn.Linear(8, 128))
+    >>> from robustx.attribution import TextTokenInput
+    >>> result = LLMAttribution(FeatureAblation(model), Letters()).attribute(TextTokenInput("abc", Letters()), "de")
+    >>> (result.token_attr != 0).tolist()  # of the prompt, such a model looks at the last letter alone, for the first
+    [[False, False, True], [False, False, False]]
     """
 
     SUPPORTED_METHODS = (
@@ -253,6 +280,7 @@ class LLMAttribution(BaseLLMAttribution):
         Raises:
             TypeError, ValueError: a prompt or answer is of no form that is known, or an answer is empty.
         """
+        _attributions_alone(kwargs)
         prompts = self._prompts(inp)
         targets = self._targets(prompts, target, gen_args, skip_tokens)
         told = None if _inspect_forward is None else self._telling(_inspect_forward)
@@ -330,7 +358,7 @@ class Answers:
 
     def __call__(self, there: Tensor, which: Tensor) -> Tensor:
         rows = []
-        for row, i in zip(there, which.tolist(), strict=True):
+        for row, i in zip(there.cpu(), which.tolist(), strict=True):
             prompt = self.prompts[i]
             rows.append(Row({"input_ids": prompt.to_model_input(row[None, : prompt.n_itp_features])}, self.targets[i]))
         found = self.reader.together(rows, self.longest)
@@ -368,6 +396,27 @@ class LLMGradientAttribution(BaseLLMAttribution):
         attr_method: ``LayerIntegratedGradients``, ``LayerGradientXActivation`` or ``LayerGradientShap``, made with a
             causal language model and its embedding layer, such as ``model.get_input_embeddings()``.
         tokenizer: the model's.
+
+    >>> import torch
+    >>> class Letters:
+    ...     def encode(self, text, return_tensors=None, **_):
+    ...         ids = [ord(c) for c in text]
+    ...         return torch.tensor([ids]) if return_tensors else ids
+    ...
+    ...     def decode(self, ids, **_):
+    ...         return "".join(map(chr, ids))
+    ...
+    ...     def convert_ids_to_tokens(self, ids):
+    ...         return [chr(i) for i in ids]
+    >>> class Bigrams(torch.nn.Sequential):
+    ...     def forward(self, input_ids):
+    ...         return super().forward(input_ids)
+    >>> model = Bigrams(torch.nn.Embedding(128, 8), torch.nn.Linear(8, 128))
+    >>> from robustx.attribution import TextTokenInput
+    >>> method = LayerIntegratedGradients(model, model[0])
+    >>> result = LLMGradientAttribution(method, Letters()).attribute(TextTokenInput("abc", Letters()), "d")
+    >>> (result.token_attr != 0).tolist()  # such a model looks at the last letter alone
+    [[False, False, True]]
     """
 
     SUPPORTED_METHODS = (LayerIntegratedGradients, LayerGradientXActivation, LayerGradientShap)
@@ -388,6 +437,7 @@ class LLMGradientAttribution(BaseLLMAttribution):
             inp, target, gen_args, skip_tokens: see :class:`LLMAttribution`.
             kwargs: for the method's ``attribute``. ``baselines`` say which tokens are there [N, F]; none, if not given.
         """
+        _attributions_alone(kwargs)
         prompts: list[Any] = self._prompts(inp)
         targets = self._targets(prompts, target, gen_args, skip_tokens)
         reader = Continuations(self.model, self.device)
