@@ -395,6 +395,13 @@ def new_figure(size: tuple[float, float], pyplot: bool = False, **subplots: Any)
     return figure, figure.subplots(subplot_kw={"anchor": "S"}, **subplots)  # so that room beneath is seen
 
 
+def show_figures() -> None:
+    """Shows pyplot's figures, as :func:`new_figure` makes them if asked."""
+    from matplotlib import pyplot as shared
+
+    shared.show()
+
+
 def draw_image(axes: Axes, image: Tensor, bounds: Bounds, alpha: Any = 1.0) -> None:
     """One image [C, H, W]: colours for three channels, else the mean as grey (ink dark on light).
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...engine.checks import ArgumentError
-from ...plot import bar_beneath, draw_image, draw_values, new_figure
-from .shades import VisualizeSign, named, numbers, shaded, show
+from ...plot import bar_beneath, draw_image, draw_values, new_figure, show_figures
+from .shades import VisualizeSign, named, numbers, shaded
 
 Picture = NDArray[Any] | Tensor
 
@@ -119,7 +119,7 @@ def visualize_image_attr(
     if title:
         axes.set_title(title, fontsize=10)
     if use_pyplot:
-        show()
+        show_figures()
     return figure, axes
 
 
@@ -159,7 +159,7 @@ def visualize_image_attr_multiple(
     for axes, how, of, title in zip(grid[0], methods, signs, titles or [""] * len(methods), strict=True):
         visualize_image_attr(attr, original_image, how, of, (figure, axes), title=title, **options)
     if use_pyplot:
-        show()
+        show_figures()
     return figure, grid[0, 0] if len(methods) == 1 else grid[0].tolist()
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...engine.checks import ArgumentError
-from ...plot import bar_beneath, new_figure
-from .shades import Numbers, VisualizeSign, named, numbers, shaded, show
+from ...plot import bar_beneath, new_figure, show_figures
+from .shades import Numbers, VisualizeSign, named, numbers, shaded
 
 Series = NDArray[Any] | Tensor
 
@@ -141,7 +141,7 @@ def visualize_timeseries_attr(
     if title:
         axes[0].set_title(title, fontsize=10)
     if use_pyplot:
-        show()
+        show_figures()
     return figure, given
 
 

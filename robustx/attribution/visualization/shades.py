@@ -120,10 +120,3 @@ def _beneath(sizes: Numbers, share: float) -> float:
     sizes = np.sort(sizes)
     sums = sizes.cumsum()
     return float(sizes[min(np.searchsorted(sums, sums[-1] * share), len(sizes) - 1)])
-
-
-def show() -> None:
-    """Shows figures of pyplot's own."""
-    from matplotlib import pyplot
-
-    pyplot.show()
