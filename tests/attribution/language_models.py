@@ -58,6 +58,28 @@ def llama(dtype=torch.float32):
     return _made(transformers.LlamaForCausalLM, config, dtype)
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2}
+
+
+def mistral():
+    """Each token sees the six before it, and keys and values are kept of these alone."""
+    more = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = transformers.MistralConfig(sliding_window=6, **SMALL, **more, **SHARED)
+    return _made(transformers.MistralForCausalLM, config, torch.float32)
+
+
+def bloom():
+    """No positions go in: attention falls with the distance."""
+    config = transformers.BloomConfig(hidden_size=16, n_layer=2, n_head=2, **SHARED)
+    return _made(transformers.BloomForCausalLM, config, torch.float32)
+
+
+def mamba():
+    """Recurrent: a state in the place of attention."""
+    config = transformers.MambaConfig(state_size=4, **SMALL, **SHARED)
+    return _made(transformers.MambaForCausalLM, config, torch.float32)
+
+
 def _made(of, config, dtype):
     torch.manual_seed(0)
     return of(config).eval().to(dtype)

@@ -5,7 +5,7 @@ import warnings
 import captum.attr as captum
 import pytest
 import torch
-from language_models import MODELS, Plain, Sighted, counted, gpt2, llama, one_by_one, tokenizer
+from language_models import MODELS, Plain, Sighted, bloom, counted, gpt2, llama, mamba, mistral, one_by_one, tokenizer
 from torch.testing import assert_close
 
 from robustx import attribution as ours
@@ -179,6 +179,41 @@ def test_a_common_beginning_is_computed_once(name):
         numbers[cached] = sum(n * length for n, length in seen)
     assert_close(found[True].token_attr, found[False].token_attr, atol=1e-5, rtol=1e-5)
     assert numbers[True] < 0.6 * numbers[False]
+
+
+@pytest.mark.parametrize("make", [mistral, bloom, mamba], ids=lambda of: of.__name__)
+def test_other_kinds_of_models_are_brute_force_too(make):
+    model, parts = make(), (["cat", "sat"], ["dog", "ran in the park"])
+    begins = [LONG, "the "]  # what all begin with is kept, where the model can; and prompts are padded
+    given = [TextTemplateInput(begin + "{} {} on it", *parts) for begin in begins]
+    for one in (given[:1], given):
+        results = LLMAttribution(FeatureAblation(model), tokenizer()).attribute(one, ANSWER)
+        for begin, result in zip(begins, results, strict=False):
+            clean, *gone = (
+                one_by_one(model, ids(f"{begin}{words} on it"), ids(ANSWER))
+                for words in ("cat sat", "dog sat", "cat ran in the park")
+            )
+            assert_close(result.token_attr, torch.stack([clean - g for g in gone], 1), atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_takes_what_its_base_takes():
+    class Adapter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = gpt2()
+
+        def get_base_model(self):
+            return self.base
+
+        def forward(self, *args, **kwargs):
+            return self.base(*args, **kwargs)
+
+    model = Adapter()
+    seen = counted(model.base)
+    found = LLMAttribution(FeatureAblation(model), tokenizer()).attribute(template(ours), ANSWER)
+    clean = LLMAttribution(FeatureAblation(gpt2()), tokenizer()).attribute(template(ours), ANSWER)
+    assert_close(found.token_attr, clean.token_attr)
+    assert len(seen) == 2  # all at once, padded, and a row to check that by
 
 
 @pytest.mark.parametrize("wrong", ["caches", "pads"])
