@@ -315,13 +315,16 @@ def test_borders_and_labels_of_parts_are_captums(captum, width):
     assert mine.texts[0].get_position() == other.texts[0].get_position() == (4.5, 3.0)
 
 
-def test_a_label_stands_on_its_part():
-    ring = np.ones((7, 7), bool)
-    ring[1:-1, 1:-1] = False
-    axes = Figure().subplots()
-    ours.draw_mask_legend(axes, ring, "ring")
-    across, down = axes.texts[0].get_position()
-    assert ring[int(down), int(across)]
+def test_a_label_stands_inside_its_part():
+    ring, angle = np.ones((9, 9), bool), np.ones((20, 20), bool)
+    ring[2:-2, 2:-2] = False
+    angle[:12, :12] = False
+    for part, deep in ((ring, 1), (angle, 3)):
+        axes = Figure().subplots()
+        ours.draw_mask_legend(axes, part, "here")
+        across, down = (int(c) for c in axes.texts[0].get_position())
+        assert part[down - deep // 2 : down + deep // 2 + 1, across - deep // 2 : across + deep // 2 + 1].all()
+        assert part[down, across]
 
 
 def test_nothing_is_drawn_of_a_part_of_nothing():

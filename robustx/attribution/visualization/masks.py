@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from ...engine.checks import ArgumentError, whole
 
@@ -45,7 +45,7 @@ def draw_mask_legend(
 ) -> None:
     """Writes a label in the middle of a part of a picture [H, W]; nothing for an empty one.
 
-    Where the middle is not in the part itself, as in a ring, at the part's pixel that is nearest to it.
+    Where the middle is outside or at the edge, as in a ring or an angle, at the pixel that is farthest from the edge.
 
     Raises:
         ValueError: ``mask`` is no [H, W].
@@ -56,13 +56,14 @@ def draw_mask_legend(
     >>> axes.texts[0].get_position()
     (1.0, 1.0)
     """
-    pixels = np.argwhere(_part(mask))
-    if not len(pixels):
+    inside = _part(mask)
+    if not inside.any():
         return
-    middle = pixels.mean(0)
-    away = np.abs(pixels - middle).max(1)
-    if away.min() > 0.5:
-        middle = pixels[((pixels - middle) ** 2).sum(1).argmin()]
+    depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]  # to the next pixel outside
+    middle = np.argwhere(inside).mean(0)
+    down, across = np.rint(middle).astype(int)
+    if depth[down, across] < depth.max() / 2:
+        middle = np.array(np.unravel_index(depth.argmax(), depth.shape), float)
     box = {"boxstyle": "round,pad=0.2", "facecolor": bbox_facecolor, "alpha": bbox_alpha, "edgecolor": "none"}
     down, across = middle.tolist()
     ax.text(across, down, label, color=text_color, fontsize=fontsize, ha="center", va="center", bbox=box)
