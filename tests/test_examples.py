@@ -51,6 +51,7 @@ MORE = [
     ("coalitions", [], "squares at random", "explanation/coalitions.png"),
     ("compare_explanations", ["--samples", "8"], "is more faithful than chance", "explanation/deletion_curves.png"),
     ("influence", ["--rows", "3"], "chance", "influence/influence.png"),
+    ("concepts", ["--random", "8"], "means something", "explanation/concepts.png"),
     ("llm_attribution", ["--steps", "30"], "goes to", "explanation/llm_attribution.png"),
     ("vision_transformer", ["--epochs", "3"], "patches at random", "explanation/transformers.png"),
     ("activation_maps", ["--layer", "relu1", "--rows", "0"], "on the ink", "explanation/activation_maps.png"),
