@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import captum.influence as theirs
 import torch
+from captum.influence._core.arnoldi_influence_function import ArnoldiInfluenceFunction as CaptumArnoldi
 from contest import Run, apart, peak, shares, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -66,6 +67,35 @@ def contests(asked: argparse.Namespace) -> Iterator[tuple[str, Run, Run]]:
     fast = [room.TracInCPFast(model, model[11], loader, states, load, total) for room in (ours, theirs)]
     for name in ("influence", "self influence"):
         yield f"TracInCPFast, {name}", *((lambda a=asks[name], t=t: a(t)) for t in fast)
+    yield from functions(model, loader, states[0], tests)
+
+
+def functions(model: nn.Module, loader: Any, state: dict[str, Tensor], tests: Any) -> Iterator[tuple[str, Run, Run]]:
+    """The last layer's whole Hessian (650 parameters), and ten directions of that of all.
+
+    These begin with another direction in each library, so that answers are only about alike.
+    """
+    each = nn.CrossEntropyLoss(reduction="none")
+    naive = [
+        lambda room=room: room.NaiveInfluenceFunction(model, loader, state, load, ["11"], each, projection_dim=9)
+        for room in (ours, theirs)
+    ]
+    krylov = [
+        lambda kind=kind: kind(model, loader, state, load, None, each, arnoldi_dim=10, projection_dim=1)
+        for kind in (ours.ArnoldiInfluenceFunction, CaptumArnoldi)
+    ]
+    for name, makes in (("NaiveInfluenceFunction", naive), ("ArnoldiInfluenceFunction", krylov)):
+        yield f"{name}, made", *((lambda make=make: inverse(make().R)) for make in makes)
+        made = [make() for make in makes]
+        for ask in ("influence", "self_influence"):
+            given = (tests,) if ask == "influence" else ()
+            yield f"{name}, {ask}", *((lambda m=m, a=ask, g=given: getattr(m, a)(*g)) for m in made)
+
+
+def inverse(root: Any) -> Tensor:
+    """The length of the inverse Hessian's root, whichever way its columns point: of a matrix, or of a list of them."""
+    columns = [root] if isinstance(root, Tensor) else [t for column in root for t in column]
+    return torch.stack([t.square().sum() for t in columns]).sum().sqrt()
 
 
 def main() -> None:

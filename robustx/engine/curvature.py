@@ -11,7 +11,7 @@ from .memory import out_of_memory
 from .probe import Probe
 from .weights import Weights
 
-TOGETHER = 32  # directions that share one pass of the model
+NUMBERS = 1 << 18  # in directions that share one pass of the model, 8 to 256 of them
 
 
 def hessian_products(weights: Weights, probe: Probe, v: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -39,7 +39,8 @@ def hessian_products(weights: Weights, probe: Probe, v: Tensor, rows: Tensor | N
     if v.ndim != 2 or v.shape[1] != weights.size:
         raise ArgumentError(f"v must be directions [m, {weights.size}], got {tuple(v.shape)}")
     rows = probe.everyone if rows is None else rows
-    return torch.cat([_products(weights, probe, some, rows) for some in v.split(TOGETHER)]) if len(v) else v.clone()
+    together = min(max(NUMBERS // weights.size, 8), 256)
+    return torch.cat([_products(weights, probe, some, rows) for some in v.split(together)]) if len(v) else v.clone()
 
 
 def hessian(weights: Weights, probe: Probe) -> Tensor:

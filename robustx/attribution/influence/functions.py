@@ -33,6 +33,7 @@ from .base import (
     probe_of,
 )
 from .checkpoints import borrowed, load_checkpoint
+from .tracin import ROOM
 
 Product = Callable[[Tensor], Tensor]
 Told = Callable[[int], object]
@@ -165,8 +166,13 @@ class InfluenceFunctionBase(DataInfluence):
         own = hessian_dataset is not None
         self.hessian_dataloader = loader_of(hessian_dataset, batch_size) if own else self.train_dataloader
         self.sample_wise_grads_per_batch = sample_wise_grads_per_batch
-        self._pace = Pace()
         _ = self._weights  # refuses what is no layer
+
+    @cached_property
+    def _pace(self) -> Pace:
+        """Shared by all passes, so that rows are weighed once."""
+        place = device_of(self.model)
+        return Pace(budget=ROOM if place is None or place.type == "cpu" else None)
 
     @cached_property
     def _weights(self) -> Weights:
