@@ -361,11 +361,11 @@ def means(
 def curves(
     across: Sequence[float], heights: Mapping[str, Sequence[float]], title: str, along: str, label: str
 ) -> Figure:
-    """Curves over the same points, one colour for each name."""
+    """Curves over the same points, a colour and a dash for each name."""
     figure = Figure(figsize=(6.4, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for name, values in heights.items():
-        axes.plot(across, values, linewidth=1.4, label=name)
+    for i, (name, values) in enumerate(heights.items()):
+        axes.plot(across, values, linewidth=1.4, linestyle=("-", "--", ":", "-.")[i % 4], label=name)
     axes.set_xlabel(along, fontsize=9)
     axes.set_ylabel(label, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -243,6 +243,50 @@ def test_the_pointing_game_forgives_a_near_miss():
     assert [bool(pointing_game(a, mask, t)) for t in (0, 1, 2)] == [False, False, True]
 
 
+class Counting(nn.Module):
+    """Counts its passes, draws, and takes a number and a shift for each example."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(36, 3)
+        self.register_buffer("passes", torch.zeros(1))
+
+    def forward(self, x, scale, shift=None):
+        self.passes += 1
+        out = self.head(x[:, 0].flatten(1)).tanh() * scale[:, None]
+        return out if shift is None else out + shift[:, None] * x.mean((1, 2, 3))[:, None]
+
+
+ASKING = {
+    "deletion": lambda *a, **k: deletion(*a, **k).scores,
+    "insertion": lambda *a, **k: insertion(*a, steps=7, **k).scores,
+    "road": lambda *a, **k: road(*a, **k).scores,
+    "faithfulness correlation": faithfulness_correlation,
+    "faithfulness estimate": faithfulness_estimate,
+    "monotonicity": monotonicity,
+    "completeness": completeness,
+}
+
+
+@pytest.mark.parametrize("name", list(ASKING))
+def test_examples_are_judged_alone_and_leave_no_trace(x, name):
+    torch.manual_seed(0)
+    model, a, y = Counting(), torch.randn(x.shape), torch.tensor([2, 0, 1])
+    scale, shift = torch.rand(3), torch.rand(3)
+    state = torch.get_rng_state()
+
+    def ask(rows, most=None):
+        further = {"additional_forward_args": scale[rows], "additional_forward_kwargs": {"shift": shift[rows]}}
+        return ASKING[name](model, x[rows], a[rows], y[rows], max_examples_per_batch=most, **further)
+
+    found = ask(slice(0, 3))
+    assert_close(torch.cat([ask(slice(i, i + 1)) for i in range(3)]), found, atol=1e-5, rtol=1e-4)
+    assert_close(ask(torch.tensor([2, 0, 1]), most=4), found[[2, 0, 1]], atol=1e-5, rtol=1e-4)
+    assert model.passes == 0 and model.head.weight.grad is None and torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match=r"model.eval\(\) first"):
+        ASKING[name](nn.Sequential(nn.Dropout(), nn.Flatten(), nn.Linear(72, 3)), x, a, y)
+
+
 BAD = {
     "attributions of another shape": (lambda m, x: deletion(m, x, x[..., :3], 0), "LayerAttribution.interpolate"),
     "attributions that are no numbers": (lambda m, x: deletion(m, x, x / 0 * 0, 0), "attributions contain NaN"),
