@@ -78,7 +78,7 @@ def picture(model: nn.Module, x: Tensor, path: Path) -> None:
         "what adds, seen alone": ("masked_image", "positive"),
     }
     methods, signs = zip(*ways.values(), strict=True)
-    figure, _ = visualize_image_attr_multiple(a, x, methods, signs, list(ways), fig_size=(11, 2.9))
+    figure, _ = visualize_image_attr_multiple(a, x, methods, signs, list(ways), fig_size=(11, 3.4))
     figure.savefig(path, **TIGHT)
 
 
