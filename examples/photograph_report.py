@@ -16,7 +16,7 @@ from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 GAP = 24
-COLOURS = 256  # of the picture; a report has few, and its file is small then
+COLOURS = 64  # of the picture; a report has few, and its file is small then
 
 
 def main() -> None:
