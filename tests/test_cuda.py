@@ -7,7 +7,8 @@ from attribution_cases import CASES, Net, Pair, inputs_of, parts
 from torch import nn
 
 from robustx.attacks import ATTACKS, PGD, MinParamPerturbation, make
-from robustx.attribution import IntegratedGradients, LayerIntegratedGradients
+from robustx.attribution import IntegratedGradients, LayerIntegratedGradients, Saliency, compare_methods
+from robustx.attribution.metrics import METRICS, parameter_randomisation
 from robustx.counterfactual import CounterfactualExplainer, evaluate
 from robustx.engine import Noise, identities
 from robustx.perturb import nearest_unlike
@@ -103,6 +104,19 @@ def test_measures_of_counterfactuals_agree_with_the_cpu():
         return evaluate(cnn(device), x, x_cf, data=1 - x, sigma=0.1, draws=5, method=lambda x: 1 - x, **others)
 
     pd.testing.assert_frame_equal(told("cuda"), told("cpu"), rtol=1e-6)
+
+
+def test_metrics_of_explanations_agree_with_the_cpu():
+    names = [name for name in METRICS if name != "randomisation"]  # each device initialises parameters in its own way
+    tables = []
+    for device in ("cpu", "cuda"):
+        model, x = cnn(device), batch(device)
+        tables.append(
+            compare_methods(model, x, 1, [Saliency(model), IntegratedGradients(model)], names, steps=6, samples=9)
+        )
+        forgetful = parameter_randomisation(Saliency(model), x, target=1)
+        assert forgetful.similarity.isfinite().all()
+    torch.testing.assert_close(*(t.values for t in tables))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
