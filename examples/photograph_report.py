@@ -22,7 +22,7 @@ COLOURS = 256  # of the picture; a report has few, and its file is small then
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder that robustx evaluate wrote")
-    parser.add_argument("--height", type=int, default=1130, help="of both screens, in pixels")
+    parser.add_argument("--height", type=int, default=1040, help="of both screens, in pixels")
     parser.add_argument("--out", type=Path, default=Path("report.png"), help="the picture")
     asked = parser.parse_args()
     page = asked.run / "report.html"
