@@ -155,7 +155,10 @@ class TCAV(ConceptInterpreter):
                 raise ArgumentError(f"experimental_sets must have two concepts or more each, to tell apart; got {s}")
         everyone = self.concepts.union(*sets)
         if len({c.id for c in everyone}) < len(everyone):
-            raise ArgumentError(f"concepts must have numbers of their own, got {sorted(everyone, key=lambda c: c.id)}")
+            known = sorted(everyone, key=lambda c: c.id)
+            raise ArgumentError(
+                f"concepts must have numbers of their own, got {known}; use each again as the same object"
+            )
         self.concepts = everyone
         now = self._now()
         if force_train or now != self._of:  # the model has learned since
@@ -262,8 +265,11 @@ class TCAV(ConceptInterpreter):
             told = {}
             for a, b in pairs:
                 key = concepts_to_str((a, b))
-                lengths = self.cavs[key][layer].directions().norm(dim=1) if score == "magnitude" else torch.ones(2)
-                told[a, b], told[b, a] = found[key][layer][score].cpu() / lengths
+                both = found[key][layer][score].cpu()
+                if both.ndim > 1:
+                    raise ArgumentError(f"significance is that of one score, target asks for {len(both)}")
+                lengths = self.cavs[key][layer].directions().cpu().norm(dim=1)
+                told[a, b], told[b, a] = both / lengths if score == "magnitude" else both
             return told
 
         results: list[tuple[str, str, Tensor, Tensor, float]] = []
