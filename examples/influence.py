@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from robustx import zoo
-from robustx.attribution import TracInCP, TracInCPFast
+from robustx.attribution import EKFACInfluence, TracInCP, TracInCPFast
 from robustx.plot import TIGHT, draw_image
 
 STEPS, KEPT = 240, 60
@@ -74,6 +74,9 @@ def main() -> None:
     suspicion = {
         "influence on itself, all layers": tracin.self_influence(),
         "influence on itself, last layer": TracInCPFast(model, "7", data, **how).self_influence(),
+        "the same by EK-FAC, at the end": EKFACInfluence(
+            model, data, loss_fn=nn.CrossEntropyLoss(), batch_size=256, samples=1
+        ).self_influence(),
         "loss at the end": cross_entropy(model(train.x), labels, reduction="none").detach(),
         "chance": torch.rand(len(train)),
     }
