@@ -37,6 +37,7 @@ from robustx.attribution.metrics import (
     sparseness,
     structural_similarity,
 )
+from robustx.engine import Probability
 
 
 @pytest.fixture
@@ -191,6 +192,14 @@ def test_a_table_holds_what_its_metrics_say_one_by_one(net, x, methods):
     assert rows["deletion"] == [4 * 8 + 1] * 5  # the pictures as they are, once for all methods
     assert rows["faithfulness"] == [30] * 5  # the same sets for all
     assert rows["sparseness"] == [0] * 5
+
+
+def test_a_score_may_be_asked_for_in_place_of_a_target(net, x):
+    y = net(x).argmax(1)
+    soft = compare_methods(net, x, Probability(y), [Saliency(net)], ["deletion", "road"])
+    a = Saliency(net).attribute(x, target=Probability(y))
+    assert_close(soft.values[0, 0].float(), deletion(net, x, a, Probability(y), steps=20).area)
+    assert_close(soft.values[0, 1].float(), road(net, x, a, y).scores.mean(1))
 
 
 def test_metrics_that_explain_again(net, x):

@@ -15,7 +15,7 @@ from ...engine.checks import ArgumentError, ArgumentTypeError, optional
 from ...engine.guard import untouched
 from ...engine.packing import finest, flat
 from ...engine.probe import Door
-from ...engine.scores import Predicted
+from ...engine.scores import Output, Predicted
 from ...perturb.references import Inpainted
 from ..coalitions import Coalitions
 from .case import Asked, Case, aligned, correlation
@@ -121,7 +121,8 @@ def _complete(trial: Trial) -> Tensor:
 
 
 def _road(trial: Trial) -> Tensor:
-    case, kept = trial.case, Predicted(trial.asked.get("target"))
+    case, target = trial.case, trial.asked.get("target")
+    kept = Predicted(target.target if isinstance(target, Output) else target)
     painted = Coalitions(case.f.to(of=kept), case.players.features, Inpainted("linear", 0.01, trial.seed))
     counts = stops(TENTHS, case.values.shape[1]).to(case.f.device)
     order = case.order(case.values, trial.seed)
