@@ -5,9 +5,20 @@ import pytest
 import torch
 from attribution_cases import CASES, Net, Pair, inputs_of, parts
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from robustx.attacks import ATTACKS, PGD, MinParamPerturbation, make
-from robustx.attribution import IntegratedGradients, LayerIntegratedGradients, Saliency, compare_methods
+from robustx.attribution import (
+    TRAK,
+    ArnoldiInfluenceFunction,
+    EKFACInfluence,
+    IntegratedGradients,
+    IterativeInfluenceFunction,
+    LayerIntegratedGradients,
+    NaiveInfluenceFunction,
+    Saliency,
+    compare_methods,
+)
 from robustx.attribution.metrics import METRICS, parameter_randomisation
 from robustx.counterfactual import CounterfactualExplainer, evaluate
 from robustx.engine import Noise, identities
@@ -117,6 +128,26 @@ def test_metrics_of_explanations_agree_with_the_cpu():
         forgetful = parameter_randomisation(Saliency(model), x, target=1)
         assert forgetful.similarity.isfinite().all()
     torch.testing.assert_close(*(t.values for t in tables))
+
+
+def test_influence_functions_agree_with_the_cpu():
+    found = []
+    for device in ("cpu", "cuda"):
+        x, y = batch(device), torch.arange(6, device=device) % 5
+        data = TensorDataset(x[:, :, :4, :4], y)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 5)).double().eval().to(device)
+        options = {"loss_fn": nn.CrossEntropyLoss(), "batch_size": 6}
+        functions = [
+            NaiveInfluenceFunction(net, data, hessian_inverse_tol=1e-3, **options),
+            ArnoldiInfluenceFunction(net, data, projection_dim=5, arnoldi_tol=1e-6, **options),
+            IterativeInfluenceFunction(net, data, hessian_reg=50.0, **options),
+            EKFACInfluence(net, data, samples=2, **options),
+            TRAK(net, data, batch_size=6, projection_dim=8),
+        ]
+        found.append([f.influence(data[:3]).cpu() for f in functions])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

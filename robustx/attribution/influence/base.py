@@ -270,6 +270,20 @@ def most_influential(pieces: Iterable[Tensor], k: int, proponents: bool = True) 
     return best.result()
 
 
+def gathered(pieces: Iterable[Tensor], k: int | None, proponents: bool) -> Tensor | KMostInfluentialResults:
+    """All scores [M, N] of some pieces [M, n], or with ``k`` the :class:`Best` of them.
+
+    Raises:
+        ValueError: there are no pieces.
+    """
+    if k is not None:
+        return most_influential(pieces, k, proponents)
+    found = list(pieces)
+    if not found:
+        raise ArgumentError("there are no training examples")
+    return torch.cat(found, 1)
+
+
 def device_of(model: nn.Module) -> torch.device | None:
     """Where a model stands, if in one place."""
     places = {p.device for p in model.parameters()}

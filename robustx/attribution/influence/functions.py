@@ -27,9 +27,9 @@ from .base import (
     checked_loss,
     count_of,
     device_of,
+    gathered,
     groups,
     loader_of,
-    most_influential,
     probe_of,
 )
 from .checkpoints import borrowed, load_checkpoint
@@ -196,13 +196,7 @@ class InfluenceFunctionBase(DataInfluence):
         """
         if inputs is None:
             raise ArgumentError("inputs must be a batch or a loader; for self influence there is self_influence")
-        pieces = self._pieces(inputs, show_progress)
-        if k is not None:
-            return most_influential(pieces, k, proponents)
-        found = list(pieces)
-        if not found:
-            raise ArgumentError("there are no training examples")
-        return torch.cat(found, 1)
+        return gathered(self._pieces(inputs, show_progress), k, proponents)
 
     def self_influence(self, inputs_dataset: Inputs | None = None, show_progress: bool = False) -> Tensor:
         """The influence of each example on itself [N]: high where an example is not like the others, or mislabelled.

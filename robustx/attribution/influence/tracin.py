@@ -24,9 +24,9 @@ from .base import (
     checked_loss,
     count_of,
     device_of,
+    gathered,
     groups,
     loader_of,
-    most_influential,
     probe_of,
 )
 from .checkpoints import borrowed, checkpoints_of, load_checkpoint
@@ -153,13 +153,7 @@ class TracInCPBase(DataInfluence):
         """
         if inputs is None:
             raise ArgumentError("inputs must be a batch or a loader; for self influence there is self_influence")
-        pieces = self._pieces(inputs, show_progress, aggregate)
-        if k is not None:
-            return most_influential(pieces, k, proponents)
-        found = list(pieces)
-        if not found:
-            raise ArgumentError("there are no training examples")
-        return torch.cat(found, 1)
+        return gathered(self._pieces(inputs, show_progress, aggregate), k, proponents)
 
     def self_influence(
         self, inputs: Inputs | None = None, show_progress: bool = False, outer_loop_by_checkpoints: bool = False

@@ -24,9 +24,9 @@ from .base import (
     TrainData,
     count_of,
     device_of,
+    gathered,
     groups,
     loader_of,
-    most_influential,
     probe_of,
 )
 from .checkpoints import borrowed, checkpoints_of, load_checkpoint
@@ -214,8 +214,7 @@ class TRAK(DataInfluence):
         if inputs is None:
             raise ArgumentError("inputs must be a batch or a loader; for self influence there is self_influence")
         parts = [g @ features.T for g, features in self._both(inputs, show_progress)]
-        found = torch.stack(parts).mean(0) * self.slopes
-        return found if k is None else most_influential([found], k, proponents)
+        return gathered([torch.stack(parts).mean(0) * self.slopes], k, proponents)
 
     def self_influence(self, show_progress: bool = False) -> Tensor:
         """The influence of each training example on itself [N]."""
