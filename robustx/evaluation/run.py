@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..zoo import class_name
 from .corruptions import Baseline, summarise_corruptions
+from .optimality import global_optimality
 from .plan import closing, parts, plan
 from .spec import BOUND, CLEAN, CORRUPTION, EXPLANATION, SOUNDNESS, Spec
 from .statistics import (
@@ -140,6 +141,7 @@ class Run:
                 "samples": len(stored.outcomes[0]),
                 "models": models,
                 "comparisons": self._comparisons(),
+                "optimality": self._optimality(),
             }
         )
         return told
@@ -156,6 +158,14 @@ class Run:
                 for (a, b), c, p in zip(pairs, found, corrected, strict=True)
             ]
         return told
+
+    def _optimality(self) -> dict[str, float]:
+        """AttackBench's global optimality of each attack; NaN where its local one is not known of all models."""
+        told = zip(*self._stored.attacks.values(), strict=True)
+        return {
+            a[0].attack: global_optimality([math.nan if c.optimality is None else c.optimality for c in a])
+            for a in told
+        }
 
     def _bounds(self, outcome: Outcome, rows: Mapping[str, list[Row]]) -> dict[str, Any]:
         """Of each lower bound, the share of samples that are proved to keep their label, the median radius, and notes.

@@ -19,7 +19,7 @@ from ..attacks import EOT, Attack, AutoAttack, Square, checks, make
 from ..attacks.views import Viewed
 from ..engine.checks import whole
 from ..engine.guard import TrainModeError, untouched
-from ..engine.probe import Door, Probe
+from ..engine.probe import Door, NonFiniteError, Probe
 from ..engine.randomness import Noise, identities
 from ..perturb.goals import Leave
 from ..perturb.norms import norm_of
@@ -192,6 +192,8 @@ LIMITS: dict[str, Limit] = {
 }
 """What is measured as a share of the samples, with the shares from which on it counts; see the page on soundness."""
 
+FINITE = "mend the operation that gives them; the rest could not be looked at"
+
 SIGNS: dict[type[checks.EvaluationWarning], tuple[str, Literal["weak", "invalid"]]] = {
     checks.RandomizedWarning: ("random-outputs", "invalid"),
     checks.ProbabilitiesWarning: ("probabilities", "weak"),
@@ -259,9 +261,13 @@ def assess(
             f = Door.open(x).probe(model).to(of=Leave(y, "margin"))
             region = bound[0]._region(f, budget)
             look = _Look(f, x, region, Noise(seed, "soundness", identities(f.point)), bound, surrogate)
-            look.at_outputs()
-            if look.at_gradients():
-                look.at_attacks(queries)
+            try:
+                look.at_outputs()
+                if look.at_gradients():
+                    look.at_attacks(queries)
+            except NonFiniteError as e:
+                seen = f"near the samples {str(e).partition(';')[0]}"
+                look.flags.append(Flag("nonfinite-outputs", "weak", 1.0, 0.0, seen, FINITE))
     except TrainModeError as e:
         told, _, mend = str(e).partition("; ")
         return Soundness((Flag("train-mode", "invalid", 1.0, 0.0, told, mend),))

@@ -188,7 +188,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         severities: of these, from 1 to 5.
         soundness: whether the evaluation itself is checked, on a few samples.
         independent: whether every attack sees every sample, so that attacks can be compared with one another; else
-            each sees what those before it left standing, which is cheaper and ends in the same accuracies.
+            each sees what those before it left standing, which is cheaper and ends in the same accuracies (but for
+            searches for minimal distances, which begin where those before them ended).
         explain: how many of the most instructive samples are explained.
         counterfactual: whether they get a counterfactual too.
         segments: about how many superpixels an image is cut into for its counterfactual.

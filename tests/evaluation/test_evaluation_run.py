@@ -144,6 +144,25 @@ def test_another_run_in_the_same_folder_is_refused(whole, digits, change, said):
     assert bytes_of(whole.folder) == before
 
 
+def test_independent_attacks_see_every_sample_and_end_in_the_same_accuracies(digits, tmp_path):
+    changes = {
+        "attacks": (AttackSpec("pgd", {"steps": 2}), AttackSpec("fgsm")),
+        "explain": 0,
+        "eps": (0.05, 0.1, 0.2, 0.3),
+    }
+    after, beside = (
+        evaluate(models(), digits, spec(independent=i, **changes), tmp_path / str(i)).summary() for i in (False, True)
+    )
+    for a, b in zip(after["models"], beside["models"], strict=True):
+        assert a["robust"] == b["robust"] and [n["seen"] for n in b["attacks"]] == [b["clean"]["count"]] * 2
+        assert a["attacks"][1]["optimality"] is None and 0 < b["attacks"][1]["optimality"] < 1
+    assert after["optimality"]["fgsm"] is None
+    both = [m["attacks"][1]["optimality"] for m in beside["models"]]
+    assert beside["optimality"]["fgsm"] == pytest.approx(sum(both) / 2)
+    assert f"fgsm {50 * sum(both):.1f}%" in report.render(Run(tmp_path / "True"))
+    assert verify(tmp_path / "True", models(), digits).ok
+
+
 def test_models_are_left_as_they_were(digits, tmp_path):
     model = zoo.model("digits")
     model.train().requires_grad_(True)

@@ -375,6 +375,17 @@ def test_what_is_told_can_be_stored():
     assert repr(found).startswith("Soundness(INVALID; 10 samples, ")
 
 
+def test_a_model_that_is_not_finite_beside_the_samples_gets_a_verdict():
+    x = torch.tensor([[0.25, 0.75], [0.75, 0.25]])
+
+    def model(z):
+        return torch.where((z == 0.25).any(1, keepdim=True), 3 * z, torch.nan)
+
+    found = assess(model, x, x.argmax(1), "fgsm", eps=0.1)
+    assert (found.verdict, names(found)) == ("WEAK", {"nonfinite-outputs"}) and found.samples == 2
+    assert "near the samples the model's output for example 0 is NaN or infinite" in found.flags[0].reason
+
+
 def test_nothing_that_is_right_is_nothing_to_miss(robust):
     net, data = robust
     found = assess(net, data.x, (net(data.x).argmax(1) + 1) % 10, usual(net))
