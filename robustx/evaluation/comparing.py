@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.corrections import holm
 from .optimality import local_optimality
 from .run import Run
-from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, holm, median_interval, plain
+from .statistics import Comparison, Distances, Outcome, Share, compare, curve, distances, median_interval, plain
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ..engine.corrections import holm
 from ..zoo import class_name
 from .corruptions import Baseline, summarise_corruptions
 from .optimality import global_optimality
@@ -29,7 +30,6 @@ from .statistics import (
     cumulative,
     curve,
     distances,
-    holm,
     per_class,
     plain,
     share,

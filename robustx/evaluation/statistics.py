@@ -358,21 +358,6 @@ def compare(first: Bools, second: Bools) -> Comparison:
     return Comparison(int((first & second).sum()), a, b, int((~first & ~second).sum()), difference, low, high, p)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for how many there are: the chance of any false alarm among them is kept.
-
-    Holm (1979): the smallest is multiplied by their number, the next by one less, and none is below a smaller one's.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    corrected, most, m = [1.0] * len(p_values), 0.0, len(p_values)
-    for rank, i in enumerate(sorted(range(m), key=lambda i: p_values[i])):
-        most = max(most, min(1.0, (m - rank) * p_values[i]))
-        corrected[i] = most
-    return corrected
-
-
 @dataclass(frozen=True)
 class Cumulative:
     """What one attack added to those before it.
