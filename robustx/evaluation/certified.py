@@ -96,6 +96,9 @@ def certify(
     """
     if method not in BOUNDS:
         raise ArgumentError(f"method must be one of {', '.join(BOUNDS)}, got {method!r}")
+    for option in options:
+        if option not in BOUNDS[method]:
+            raise ArgumentError(f"{method!r} takes no option {option!r}; known are {', '.join(BOUNDS[method])}")
     norm = _norm(norm if norm is not None else "L2" if method == "smoothing" else "Linf")
     if method == "smoothing":
         return _smoothed(model, x, norm, **options)

@@ -131,8 +131,11 @@ class Store:
 
         Raises:
             ValueError: the folder holds another run (the message names what differs) or something else.
+            NotADirectoryError: it is a file.
         """
         folder = Path(folder)
+        if folder.is_file():
+            raise NotADirectoryError(f"{str(folder)!r} is a file; name a new or an empty folder for the run")
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(p.name for p in folder.iterdir() if not p.name.endswith(".tmp"))
         if names and not (folder / "run.json").exists():

@@ -61,6 +61,10 @@ class Job:
         Raises:
             ValueError, TypeError: see :func:`evaluate`.
         """
+        if not isinstance(models, Mapping):
+            raise TypeError(f"models must map names to models, such as {{'mine': model}}, got {type(models).__name__}")
+        if spec is not None and not isinstance(spec, Spec):
+            raise TypeError(f"spec must be a Spec, such as Spec.read('spec.toml'), got {type(spec).__name__}")
         data = as_data(data)
         if spec is None:
             spec = Spec(models=tuple(models), data=data.name)

@@ -121,6 +121,7 @@ def test_rows_are_independent_and_the_batch_size_does_not_matter():
     ("told", "message"),
     [
         ({"method": "lp"}, "method must be"),
+        ({"sigma": 1}, "'crown' takes no option 'sigma'; known are tolerance, batch_size"),
         ({"norm": "L0"}, "norm must be"),
         ({"tolerance": 0}, "tolerance"),
         ({"y": [K] * 2}, "classes"),

@@ -425,7 +425,13 @@ def test_what_no_bound_is_known_for_is_told_and_the_run_goes_on(tmp_path):
     assert "Nothing is proved by crown: there is no bound" in report.render(run, "md")
 
 
-def test_data_of_another_name_or_with_nan(digits, tmp_path):
+def test_what_is_of_another_kind_or_name_or_nan(digits, tmp_path):
+    with pytest.raises(TypeError, match="models must map names to models, .* got Linear"):
+        evaluate(LINEAR, XY)
+    with pytest.raises(TypeError, match=r"spec must be a Spec, such as Spec.read\('spec.toml'\), got dict"):
+        evaluate({"m": LINEAR}, XY, {"eps": 0.1})
+    with pytest.raises(NotADirectoryError, match="is a file; name a new"):
+        evaluate({"m": LINEAR}, XY, out=__file__)
     with pytest.raises(ValueError, match="for data 'digits', got 'data'"):
         evaluate(models(), XY, spec(), tmp_path)
     bad = zoo.Data("digits", digits.x.clone(), digits.y, digits.index, digits.classes, kind="image")
