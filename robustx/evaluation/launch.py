@@ -71,6 +71,7 @@ def begin(spec: str, folder: str | Path, device: str = "cpu") -> int:
     with _ONE_AT_A_TIME:
         models, data = _opened(spec, own_device(device))
         job = Job.of(models, data, Spec.parse(spec))
+        job.tried()
         Store.start(folder, job.identity, job.samples(), f"{_PROCESS}-{os.getpid()}").close()
         return len(job.data)
 

@@ -91,6 +91,17 @@ class Job:
         part = self.here[where.start : where.stop]
         return Block(part.x, part.y, where, part.bounds)
 
+    def tried(self) -> None:
+        """Raises at once what would be raised on some later block: labels that are no classes, what is no picture."""
+        last = int(self.here.y.argmax())
+        one = self.part(range(last, last + 1))
+        for name, model in self.models.items():
+            with _at(f"model {name!r}, sample {last}"):
+                logits_of(model, one.x, one.y, one.positions)
+        if self.spec.corruptions:
+            with _at("corruptions are for pictures"):
+                corrupted(one.x, one.bounds, self.spec.corruptions[0], self.spec.severities[0], self.spec.seed)
+
     @cached_property
     def labels(self) -> list[int]:
         """Of all samples."""
@@ -148,7 +159,7 @@ def evaluate(
     if not (0 <= rank < world):
         raise ValueError(f"shard must be a number from 0 and how many there are, such as (0, 2), got {shard}")
     job = Job.of(models, data, spec)
-    _tried(job)
+    job.tried()
     writer = writer or ("main" if world == 1 else f"{rank}-of-{world}")
     told = [*([Bars()] if show_progress else []), *callbacks]
     with Store.start(out, job.identity, job.samples(), writer) as store:
@@ -326,18 +337,6 @@ def _checked(models: Mapping[str, Callable[..., Any]], data: Data, spec: Spec) -
             "give the bounds of your data"
         )
     return data
-
-
-def _tried(job: Job) -> None:
-    """Raises at once what would be raised on some later block: labels that are no classes, what is no picture."""
-    last = int(job.here.y.argmax())
-    one = job.part(range(last, last + 1))
-    for name, model in job.models.items():
-        with _at(f"model {name!r}, sample {last}"):
-            logits_of(model, one.x, one.y, one.positions)
-    if job.spec.corruptions:
-        with _at("corruptions are for pictures"):
-            corrupted(one.x, one.bounds, job.spec.corruptions[0], job.spec.severities[0], job.spec.seed)
 
 
 @contextmanager
