@@ -163,8 +163,8 @@ class IterativeInfluenceFunction(SolvedInfluenceFunction):
             test_loss_fn: see :class:`robustx.attribution.influence.functions.InfluenceFunctionBase`.
         hessian_reg: added to all eigenvalues, which must be positive then.
         solver: :class:`ConjugateGradients` or :class:`LiSSA`.
-        sample: examples in each step of LiSSA, of one group of 128 MiB after the other; more data than that are read anew
-            in each step, and conjugate gradients need fewer of them.
+        sample: examples in each step of LiSSA, of one group of 128 MiB after the other; more data than that are read
+            anew in each step, and conjugate gradients need fewer of them.
         seed: of these, which are drawn by key.
 
     >>> from robustx.attribution import NaiveInfluenceFunction
