@@ -204,8 +204,7 @@ class EKFACInfluence(SolvedInfluenceFunction):
     cross-entropy it is the Fisher matrix.
 
     Args:
-        model, train_dataset, checkpoint, checkpoints_load_func, layers, loss_fn, batch_size, hessian_dataset,
-            test_loss_fn: see :class:`robustx.attribution.influence.functions.InfluenceFunctionBase`.
+        others: see :class:`robustx.attribution.influence.functions.InfluenceFunctionBase`.
         damping: added to all curvatures, which are those of the sum over ``hessian_dataset``; None adds a tenth of each
             part's mean curvature, as Grosse et al. do.
         samples: random directions of each example's outputs that stand for all; None takes all: one way back for each

@@ -311,8 +311,7 @@ class NaiveInfluenceFunction(IntermediateQuantitiesInfluenceFunction):
     ``layers``, of some thousand parameters.
 
     Args:
-        model, train_dataset, checkpoint, checkpoints_load_func, layers, loss_fn, batch_size, hessian_dataset,
-            test_loss_fn, sample_wise_grads_per_batch: see :class:`InfluenceFunctionBase`.
+        others: see :class:`InfluenceFunctionBase`.
         projection_dim: so many eigenvectors; None for all.
         seed: accepted for Captum's sake; nothing is drawn.
         hessian_reg: added to all eigenvalues.
@@ -377,8 +376,7 @@ class ArnoldiInfluenceFunction(IntermediateQuantitiesInfluenceFunction):
     :class:`NaiveInfluenceFunction`.
 
     Args:
-        model, train_dataset, checkpoint, checkpoints_load_func, layers, loss_fn, batch_size, hessian_dataset,
-            test_loss_fn, sample_wise_grads_per_batch: see :class:`InfluenceFunctionBase`.
+        others: see :class:`InfluenceFunctionBase`.
         projection_dim: so many eigenvectors; None for all that were found.
         seed: of the first direction, which is drawn by key.
         arnoldi_dim: so many directions.

@@ -159,8 +159,7 @@ class IterativeInfluenceFunction(SolvedInfluenceFunction):
     ``hessian_dataset`` for each step.
 
     Args:
-        model, train_dataset, checkpoint, checkpoints_load_func, layers, loss_fn, batch_size, hessian_dataset,
-            test_loss_fn: see :class:`robustx.attribution.influence.functions.InfluenceFunctionBase`.
+        others: see :class:`robustx.attribution.influence.functions.InfluenceFunctionBase`.
         hessian_reg: added to all eigenvalues, which must be positive then.
         solver: :class:`ConjugateGradients` or :class:`LiSSA`.
         sample: examples in each step of LiSSA, of one group of 128 MiB after the other; more data than that are read
