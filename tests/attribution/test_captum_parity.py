@@ -116,24 +116,6 @@ def assert_agree(*args, **kwargs):
 # --- names ------------------------------------------------------------------------------------------------
 
 NAMES = (*NAMES, "NoiseTunnel", "LRP", "LayerLRP")
-METHODS = ("__init__", "attribute", "compute_convergence_delta", "has_convergence_delta", "get_name", "interpolate")
-LEFT = {"self", "kwargs"}
-
-
-@pytest.mark.parametrize(
-    "name, method", [(n, m) for n in NAMES for m in METHODS if hasattr(getattr(captum.attr, n), m)]
-)
-def test_signatures_are_captums(name, method):
-    """Captum's arguments by position, in its order, with its defaults; what is ours comes after, by keyword."""
-    ours, theirs = (
-        inspect.signature(getattr(getattr(room, name), method)).parameters for room in (attribution, captum.attr)
-    )
-    theirs = {n: p for n, p in theirs.items() if n not in LEFT}
-    by_position = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD and n not in LEFT]
-    assert by_position[: len(theirs)] == list(theirs)
-    for n, p in theirs.items():
-        # ours fills the memory budget, and what captum has to be given follows what may be left out in a base class
-        assert ours[n].default == p.default or n == "perturbations_per_eval" or p.default is p.empty
 
 
 @pytest.mark.parametrize("name", NAMES)

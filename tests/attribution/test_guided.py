@@ -1,7 +1,5 @@
 """Guided backpropagation and deconvolution: captum's numbers, the rules written out, every way to write a ReLU."""
 
-import inspect
-
 import captum.attr
 import pytest
 import torch
@@ -83,15 +81,6 @@ def ask(method, model, x, target=None, **options):
 
 
 # --- captum, in the same run ------------------------------------------------------------------------------
-
-
-@every
-@pytest.mark.parametrize("name", ["__init__", "attribute"])
-def test_signatures_are_captums(method, name):
-    theirs = inspect.signature(getattr(getattr(captum.attr, method.__name__), name)).parameters
-    found = inspect.signature(getattr(method, name)).parameters
-    assert [n for n, p in found.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == list(theirs)
-    assert all(found[n].default == p.default for n, p in theirs.items())
 
 
 @every

@@ -366,16 +366,6 @@ def test_what_wins_and_what_won():
 # --- captum, in the same run ------------------------------------------------------------------------------
 
 
-@lifts
-@pytest.mark.parametrize("name", ["__init__", "attribute"])
-def test_signatures_are_captums(method, name):
-    theirs = inspect.signature(getattr(getattr(captum.attr, method.__name__), name)).parameters
-    found = inspect.signature(getattr(method, name)).parameters
-    ours = [n for n, p in found.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert ours[: len(theirs)] == list(theirs)
-    assert all(found[n].default == p.default for n, p in theirs.items() if p.default is not p.empty)
-
-
 class Modules(nn.Module):
     """[B, 2, 8, 8] -> [B, 4], of modules that are used once each, with linear ones between, as Captum needs them."""
 

@@ -75,8 +75,7 @@ class TracInCPFastRandProj(TracInCPFast):
     examples alone.
 
     Args:
-        model, final_fc_layer, train_dataset, checkpoints, checkpoints_load_func, loss_fn, batch_size, test_loss_fn,
-            vectorize: see :class:`TracInCPFast`.
+        others: see :class:`TracInCPFast`.
         nearest_neighbors: how the highest products are found; None searches all of them,
             :class:`robustx.attribution.influence.neighbours.AnnoyNearestNeighbors` a part.
         projection_dim: most numbers for an example and a checkpoint; None for no projection.
@@ -116,13 +115,13 @@ class TracInCPFastRandProj(TracInCPFast):
         self.nearest_neighbors.setup(self.src_intermediate_quantities)
 
     def influence(  # type: ignore[override]  # what is searched knows no aggregate
-        self, inputs: Inputs, k: int | None = None, proponents: bool = True
+        self, inputs: Inputs | None = None, k: int | None = 5, proponents: bool = True
     ) -> Tensor | KMostInfluentialResults:
-        """The products of M test examples' vectors with all [M, N], or the k highest (without proponents: lowest).
+        """The k highest products (without proponents: lowest) of M test examples' vectors with all N, or all [M, N].
 
         Args:
             inputs: one batch (inputs..., labels), or a loader of batches.
-            k: None for all.
+            k: so many, five as in Captum; None for all.
             proponents: False asks for the lowest.
         """
         if inputs is None:
