@@ -293,7 +293,7 @@ class Watch:
         self.store.refresh()
         done = self.store.done()
         for work in (w for w in self.left if w in done):
-            tell(self.callbacks, "step", self.tally.step(work, self.store.took(work)))
+            tell(self.callbacks, "step", self.tally.step(work, self.store.told(work, "seconds")))
         self.left = [w for w in self.left if w not in done]
 
     def ended(self) -> Run:

@@ -315,6 +315,11 @@ class _Look:
         return Viewed.of_probe(f, f.everyone, self.noise, times=PASSES) if _averages(self.attacks) else f
 
     @property
+    def by_gradients(self) -> bool:
+        """Whether any attack needs them."""
+        return any(a.needs != "scores" for a in self.attacks)
+
+    @property
     def _seen(self) -> Probe:
         return self.f if self.surrogate is None else self.f.to(model=self.surrogate)
 
@@ -329,11 +334,15 @@ class _Look:
         for sign in found:
             name, severity = SIGNS[type(sign)]
             self.flags.append(Flag(name, severity, sign.value, sign.threshold, sign.seen, sign.mend))
-        self.judge("unstable-predictions", instability(self.asked, self.region, self.noise))
+        unstable = instability(self.asked, self.region, self.noise)
+        if self.by_gradients:
+            self.judge("unstable-predictions", unstable)
+        else:
+            self.measured["unstable-predictions"] = unstable
 
     def at_gradients(self) -> bool:
         """What they are worth, if an attack needs them; whether one can go on."""
-        if all(a.needs == "scores" for a in self.attacks):
+        if not self.by_gradients:
             return True
         found = gradients(self.asked, self.region, self.noise)
         if found.broken is not None:
@@ -356,7 +365,7 @@ class _Look:
         self.measured["fooled"] = share(tried.success)
         self.judge("silent-success", share(silent(tried)))
         self.judge("incomplete-optimisation", share(unfinished(tried)))
-        if attacks[0].needs != "scores":
+        if self.by_gradients:
             self.judge("square", share(by_values(tried) | self._square(tried, queries)))
         if self.surrogate is not None:
             moved = torch.cat([r.adversarial[r.success] for _, _, r in tried.results])

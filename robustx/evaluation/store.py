@@ -278,11 +278,6 @@ class Store:
         """How long the finished blocks took."""
         return float(sum(self.blocks(model, attack, "seconds")))
 
-    def took(self, work: Work) -> float:
-        """The seconds that a finished block took."""
-        query = "SELECT seconds FROM block WHERE model = ? AND attack = ? AND block = ?"
-        return float(self._files[self._owner[work]].execute(query, work).fetchone()[0])
-
     def tensors(self, work: Work) -> dict[str, Tensor]:
         """The tensors of a finished block.
 

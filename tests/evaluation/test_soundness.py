@@ -386,6 +386,15 @@ def test_a_model_that_is_not_finite_beside_the_samples_gets_a_verdict():
     assert "near the samples the model's output for example 0 is NaN or infinite" in found.flags[0].reason
 
 
+def test_noise_speaks_against_gradients_but_not_against_values():
+    steep = torch.nn.Linear(2, 2, bias=False)
+    steep.weight.data = torch.tensor([[9.0, 0.0], [0.0, 9.0]])
+    x = 0.5 + torch.tensor([[0.02, 0.0], [0.0, 0.02]])  # next to the boundary, so that noise upsets the answers
+    by_gradients, by_values = (assess(steep, x, x.argmax(1), name, eps=0.1) for name in ("fgsm", "square"))
+    assert by_gradients.measured["unstable-predictions"] == by_values.measured["unstable-predictions"] > 0.1
+    assert "unstable-predictions" in names(by_gradients) - names(by_values)
+
+
 def test_nothing_that_is_right_is_nothing_to_miss(robust):
     net, data = robust
     found = assess(net, data.x, (net(data.x).argmax(1) + 1) % 10, usual(net))
