@@ -61,7 +61,7 @@ def test_your_own_models(run):
 
 def test_a_specification_from_a_file(run, tmp_path):
     (tmp_path / "spec.toml").write_text(
-        'models = ["mine:net"]\ndata = "mine:images"\nnorm = "L2"\neps = [0.1]\nexplain = 0\n'
+        'models = ["mine:net"]\ndata = "mine:images"\nnorm = "L2"\neps = [0.1]\nexplain = 0\nsoundness = false\n'
         'attacks = [{ name = "pgd", options = { steps = 3 } }]\n'
     )
     assert run("evaluate", "spec.toml", "--eps", 0.2, "--out", "here").code == 0
