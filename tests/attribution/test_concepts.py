@@ -295,6 +295,10 @@ def test_mistakes_are_named():
     tcav = TCAV(model, "1", classifier=FastCAV())
     with pytest.raises(ArgumentError, match="two concepts or more"):
         tcav.interpret(x, [of[:1]], 0)
+    for flat in (of, of[0]):
+        with pytest.raises(ArgumentTypeError, match="one set of them is"):
+            tcav.interpret(x, flat, 0)
+    assert repr(tcav) == "TCAV(Sequential)"
     with pytest.raises(ArgumentError, match="numbers of their own"):
         tcav.interpret(x, [[of[0], Concept(0, "b", examples(1))]], 0)
     with pytest.raises(ArgumentError, match="has no examples"):

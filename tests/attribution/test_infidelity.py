@@ -138,6 +138,14 @@ def test_what_does_not_fit_is_refused(net):
         infidelity(model, lambda x: x, x, x, target=0)
     with pytest.raises(ValueError, match="perturbed inputs must be shaped"):
         infidelity(model, lambda x: (x, x[:1]), x, x, target=0)
+    with pytest.raises(TypeError, match="explanation_func must be .*the attribute of a method, got Saliency"):
+        sensitivity_max(Saliency(model), x, target=0)
+    with pytest.raises(TypeError, match="perturb_func must be a function"):
+        infidelity(model, None, x, x, target=0)
+    with pytest.raises(ValueError, match="norm_ord must be 'fro' or the order of a norm.*got 'nuc'"):
+        sensitivity_max(Saliency(model).attribute, x, norm_ord="nuc", target=0)
+    with pytest.raises(ValueError, match="perturb_radius must be at least 0"):
+        sensitivity_max(Saliency(model).attribute, x, perturb_radius=-1, target=0)
     with pytest.raises(ValueError, match="seed is for the default"):
         sensitivity_max(Saliency(model).attribute, x, lambda x: x, target=0, seed=0)
 

@@ -91,6 +91,11 @@ def test_errors_of_prompts_say_how_to_mend():
         TextTemplateInput("{}", "a")
     with pytest.raises(TypeError, match="template must be a format string"):
         TextTemplateInput(3, ["a"])
+    for template, values in (("{} {}", ["a"]), ("{x} {y}", {"x": "a"})):
+        with pytest.raises(ValueError, match="asks for more than values give"):
+            TextTemplateInput(template, values)
+    with pytest.raises(TypeError, match="image must be a PIL image, got Tensor"):
+        ImageMaskInput(torch.zeros(3, 2, 2))
     with pytest.raises(TypeError, match="baselines must be a dict as values are"):
         TextTemplateInput("{x}", {"x": "a"}, ["b"])
     with pytest.raises(ValueError, match="mask must have one entry for each of the 2 values"):

@@ -89,6 +89,8 @@ def test_errors_of_providers():
     )
     with pytest.raises(ValueError, match=r"\(1\) does not match expected target token length \(3\)"):
         attribution.attribute(template(ours), ANSWER)
+    with pytest.raises(TypeError, match="must be a RemoteLLMProvider, got str"):
+        RemoteLLMAttribution(attribution.attr_method, tokenizer(), "http://localhost:8000/v1")
     with pytest.raises(ValueError, match="provider has no generate"):
         attribution.attribute(template(ours))
     with pytest.raises(TypeError, match="elsewhere"):

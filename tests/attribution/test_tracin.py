@@ -344,6 +344,7 @@ def test_elements_of_outputs_are_summed_or_averaged_as_the_loss_says():
 
 def test_losses_that_cannot_be_are_refused(case):
     args = (case.model, case.data, case.files, load, None)
+    assert repr(TracInCP(*args, CrossEntropy())) == f"TracInCP({type(case.model).__name__})"
     odd = Squares()
     odd.reduction = "median"
     with pytest.raises(ArgumentError, match="must be 'none', 'sum' or 'mean', got 'median'"):

@@ -54,6 +54,9 @@ class ConceptInterpreter(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__})"
+
     @abstractmethod
     def interpret(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """What concepts have to do with the model's answers for some inputs."""

@@ -39,6 +39,12 @@ def concept_sensitivity(f: Probe, directions: Sequence[Tensor]) -> Tensors:
     return tuple(torch.cat(found) for found in parts)
 
 
+def _listed(experimental_sets: Sequence[Sequence[Concept]]) -> list[list[Concept]]:
+    if isinstance(experimental_sets, Concept) or any(isinstance(s, Concept) for s in experimental_sets):
+        raise ArgumentTypeError("experimental_sets must be sets of concepts, got concepts; one set of them is [[a, b]]")
+    return [list(s) for s in experimental_sets]
+
+
 class TCAV(ConceptInterpreter):
     """Testing with concept activation vectors: for how many inputs would more of a concept raise the score?
 
@@ -149,7 +155,7 @@ class TCAV(ConceptInterpreter):
         Raises:
             ValueError: a set has fewer than two concepts, or two concepts have one number.
         """
-        sets = [list(s) for s in experimental_sets]
+        sets = _listed(experimental_sets)
         for s in sets:
             if len(s) < 2:
                 raise ArgumentError(f"experimental_sets must have two concepts or more each, to tell apart; got {s}")
@@ -202,7 +208,7 @@ class TCAV(ConceptInterpreter):
         """
         if "attribute_to_layer_input" in kwargs:
             raise ArgumentError("attribute_to_layer_input is an argument of TCAV itself: it holds for the vectors too")
-        sets = [list(s) for s in experimental_sets]
+        sets = _listed(experimental_sets)
         self.compute_cavs(sets, processes=processes)
         scores: dict[str, dict[str, dict[str, Tensor]]] = {concepts_to_str(s): {} for s in sets}
         cavs = [self.cavs[key] for key in scores]

@@ -34,6 +34,10 @@ class DataInfluence(ABC):
         """The name of the class."""
         return cls.__name__
 
+    def __repr__(self) -> str:
+        models = [type(m).__name__ for name, m in vars(self).items() if name in ("model", "module")]
+        return f"{self.get_name()}({', '.join(models)})"
+
 
 class KMostInfluentialResults(NamedTuple):
     """The training examples with the most influence on each of M test examples: ``indices`` and scores [M, k]."""

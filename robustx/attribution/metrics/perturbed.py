@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine.checks import ArgumentError, whole
+from ...engine.checks import ArgumentError, ArgumentTypeError, at_least, whole
 from ...engine.guard import Turns, undrawn_on_error, untouched
 from ...engine.packing import Tensors, finest, flat, row_sums
 from ...engine.probe import Door, by_name
@@ -59,6 +59,7 @@ def infidelity(
     True
     """
     n = whole("n_perturb_samples", n_perturb_samples, 1)
+    _called("perturb_func", perturb_func, "(inputs) -> (perturbations, perturbed inputs)")
     with undrawn_on_error():
         turns = Turns()
         with untouched(forward_func):
@@ -91,6 +92,11 @@ def infidelity(
         squares, products = scale * scale * squares, scale * products
     missed: Tensor = squares - 2 * products + falls
     return missed.clamp(min=0).to(torch.promote_types(f.score.dtype, torch.float32))
+
+
+def _called(name: str, given: Any, wanted: str) -> None:
+    if not callable(given):
+        raise ArgumentTypeError(f"{name} must be a function, such as {wanted}, got {type(given).__name__}")
 
 
 def _perturbed(perturb_func: Callable[..., Any], door: Door, baselines: Any, count: int) -> tuple[Tensors, Tensors]:
@@ -220,6 +226,14 @@ def sensitivity_max(
     tensor([0., 0.])
     """
     n, order = whole("n_perturb_samples", n_perturb_samples, 1), 2 if norm_ord == "fro" else norm_ord
+    _called("explanation_func", explanation_func, "the attribute of a method")
+    _called("perturb_func", perturb_func, "(inputs, perturb_radius) -> perturbed inputs")
+    if isinstance(order, bool) or not isinstance(order, int | float):
+        raise ArgumentError(
+            f"norm_ord must be 'fro' or the order of a norm, such as 1 or float('inf'), got {norm_ord!r}"
+        )
+    if perturb_func is default_perturb_func:
+        at_least("perturb_radius", perturb_radius, 0)
     if seed is not None and perturb_func is not default_perturb_func:
         raise ArgumentError("seed is for the default perturbations; draw your own from a generator of your own")
     door = Door.open(inputs)

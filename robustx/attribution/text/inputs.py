@@ -57,6 +57,9 @@ class InterpretableInput(ABC):
         """Attributions of features [..., F] as :attr:`values` show them [..., V]."""
         return itp_attr
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.n_itp_features} features)"
+
 
 class TextTemplateInput(InterpretableInput):
     """A text that a template makes of some values, each of which may give way to another one.
@@ -70,7 +73,7 @@ class TextTemplateInput(InterpretableInput):
 
     Raises:
         TypeError: arguments are of other types, or not of the same form.
-        ValueError: they do not name the same values.
+        ValueError: they do not name the same values, or not all that the template asks for.
 
     >>> import torch
     >>> prompt = TextTemplateInput("{} feels {} right now", ["He", "depressed"], baselines=["It", "neutral"])
@@ -110,6 +113,13 @@ class TextTemplateInput(InterpretableInput):
         place = {name: i for i, name in enumerate(sorted(set(ids)))}
         self.formatted_mask = [place[name] for name in ids]
         self.n_itp_features = len(place)
+        if isinstance(template, str):
+            try:
+                self.to_model_input()
+            except (IndexError, KeyError) as e:
+                raise ArgumentError(
+                    f"template {template!r} asks for more than values give: {values!r}; a brace itself is {{{{ or }}}}"
+                ) from e
 
     def to_tensor(self) -> Tensor:
         return torch.ones(1, self.n_itp_features)
@@ -223,6 +233,7 @@ class ImageMaskInput(InterpretableInput):
         processor_fn: (image) -> what the model takes by keyword, such as a processor of transformers with the text.
 
     Raises:
+        TypeError: the image is none of PIL's.
         ValueError: a mask has another size than the picture.
 
     >>> import torch
@@ -243,6 +254,11 @@ class ImageMaskInput(InterpretableInput):
         baseline: tuple[int, int, int] = (255, 255, 255),
         processor_fn: Callable[["Image"], Any] = lambda image: image,
     ) -> None:
+        if not isinstance(getattr(image, "size", None), tuple):
+            raise ArgumentTypeError(
+                f"image must be a PIL image, got {type(image).__name__}; "
+                "PIL.Image.fromarray makes one of an array [H, W, 3]"
+            )
         size = image.size[1], image.size[0]
         self.image, self.baseline, self.processor_fn = image, baseline, processor_fn
         if mask_list is None:

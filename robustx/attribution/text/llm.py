@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ...engine.checks import ArgumentError, ArgumentTypeError, whole
@@ -101,6 +101,11 @@ class BaseLLMAttribution(Attribution):
             )
         super().__init__(attr_method.forward_func)
         model: Any = attr_method.forward_func
+        if not hasattr(model, "device") and not isinstance(model, nn.Module):
+            raise ArgumentTypeError(
+                "attr_method must be made with the language model itself, such as FeatureAblation(model), got one of a "
+                f"{type(model).__name__}"
+            )
         self.attr_method: Any = copy(attr_method)
         self.model, self.tokenizer = model, tokenizer
         self.device = torch.device((model if hasattr(model, "device") else next(model.parameters())).device)

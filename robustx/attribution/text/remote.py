@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...engine.checks import ArgumentError, optional, whole
+from ...engine.checks import ArgumentError, ArgumentTypeError, optional, whole
 from ..base import Attribution
 from .inputs import InterpretableInput, Tokenizer
 from .llm import LLMAttribution, Reader
@@ -192,6 +192,8 @@ class RemoteLLMAttribution(LLMAttribution):
         concurrency: int = 1,
     ) -> None:
         super().__init__(attr_method, tokenizer, attr_target)
+        if not callable(getattr(provider, "get_logprobs", None)):
+            raise ArgumentTypeError(f"provider must be a RemoteLLMProvider, got {type(provider).__name__}")
         self.provider = provider
         self.concurrency = whole("concurrency", concurrency, 1)
 
