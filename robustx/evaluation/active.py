@@ -5,6 +5,7 @@ each sample, by a read-out that tells points well inside the sample's ball from 
 an adversarial example of the new model, so an attack which finds none is too weak for what lies before the read-out.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ from .indicators import cascade, share
 
 INNER, WITHIN = 64, 0.95
 """Points inside each ball, and as what share of its radius they are within."""
+
+TURNS = 10_000
+"""Most steps to a read-out: where features do not tell the points apart, there is no end to them."""
 
 NEAR = 0.9
 """Where the read-out's boundary lies on the way from the points inside (0) to the one on the surface (1)."""
@@ -120,15 +124,19 @@ def readouts(phi: Tensor) -> tuple[Tensor, Tensor]:
     Of the widest margin (scikit-learn's linear support vectors), with the boundary near the last point, so that it is
     not met by chance; scaled so that what is read of the points spans one unit. Zero where there is none.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import SVC
 
+    vectors = SVC(kernel="linear", C=1e6, max_iter=TURNS)
     weights, biases = np.zeros((len(phi), phi.shape[2])), np.zeros(len(phi))
     last = np.arange(phi.shape[1]) == phi.shape[1] - 1
     for i, points in enumerate(phi.detach().double().cpu().numpy()):
         apart = np.abs(points - points[0]).max()
         if not 0 < apart < np.inf:
             continue
-        w = SVC(kernel="linear", C=1e6).fit((points - points[0]) / apart, last).coef_[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # whether it tells them apart is looked at below
+            w = vectors.fit((points - points[0]) / apart, last).coef_[0]
         read = points @ w
         inside, there = read[:-1].max(), read[-1]
         if there > inside:

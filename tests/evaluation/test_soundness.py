@@ -304,6 +304,14 @@ def test_a_readout_puts_its_boundary_near_the_last_point():
     assert not weight[1].any() and not bias[1].any()  # nothing tells these apart
 
 
+def test_points_that_no_line_tells_apart_have_no_readout():
+    draw = torch.Generator().manual_seed(0)
+    phi = torch.randn(1, 65, 8, generator=draw).mul(1000)
+    phi = torch.cat([phi, phi.mean(1, keepdim=True)], 1)  # the last lies amid the others
+    weight, bias = readouts(phi)
+    assert not weight.any() and not bias.any()
+
+
 @pytest.mark.parametrize("norm, eps", [("Linf", 0.1), ("L2", 0.3), ("L1", 0.5), ("L0", 3.0)])
 def test_a_step_that_is_exact_solves_all_problems_of_a_linear_model(norm, eps):
     x = torch.rand(6, 24, dtype=torch.float64)
