@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from robustx.attribution.influence.ekfac import EKFACInfluence
 from robustx.attribution.influence.functions import ArnoldiInfluenceFunction, NaiveInfluenceFunction
 from robustx.attribution.influence.solved import ConjugateGradients, IterativeInfluenceFunction, LiSSA
+from robustx.attribution.influence.tracin import TracInCP
 from robustx.engine import ArgumentError
 from robustx.zoo.embedded import breast_cancer, digits
 
@@ -249,6 +250,22 @@ def test_influence_is_what_leaving_out_and_training_again_does(fit, kind, more):
     assert agreement(found, fit.changes) >= 0.95
     assert agreement(found.sum(0, keepdim=True), fit.changes.sum(0, keepdim=True)) >= 0.95
     assert float(found.flatten() @ fit.changes.flatten() / fit.changes.square().sum()) == pytest.approx(0.9, abs=0.15)
+
+
+def test_tracin_is_what_leaving_out_of_a_short_training_does(fit):
+    """To first order in the length of the training; the optimum, where curvature counts, is another question."""
+    (x, y), checkpoints = fit.data.tensors, []
+    kept = torch.cat([torch.ones(1, 60), 1 - torch.eye(60)]).double()  # all examples, and without each of them
+    w = torch.zeros(61, 30, dtype=torch.float64)
+    for _ in range(30):
+        checkpoints.append({"0.weight": w[:1]})
+        w = w - 1e-3 * ((kept * (torch.sigmoid(w @ x.T) - y)) @ x + fit.penalty * w)
+    tests, labels = fit.tests
+    losses = F.binary_cross_entropy_with_logits(tests @ w.T, labels[:, None].expand(-1, 61), reduction="none")
+
+    found = TracInCP(fit.model, fit.data, checkpoints, load, loss_fn=nn.BCEWithLogitsLoss()).influence(fit.tests)
+    assert agreement(found, losses[:, 1:] - losses[:, :1]) >= 0.95
+    assert agreement(found, fit.changes) < 0.5  # which is what influence functions are for
 
 
 def test_solving_is_the_inverse_hessian(fit):
