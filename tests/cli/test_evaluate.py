@@ -127,7 +127,7 @@ def test_what_cannot_be_opened_again_says_so(run):
 @pytest.mark.slow
 def test_the_main_job_tells_the_models_apart(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "robustx", "evaluate", "digits", "--out", str(tmp_path / "digits")],
+        [sys.executable, "-m", "robustx", "evaluate", "digits", "--limit", "200", "--out", str(tmp_path / "digits")],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
