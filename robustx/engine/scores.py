@@ -191,6 +191,10 @@ class Predicted(Output):
 
     def part(self, out: Any, rows: Tensor) -> Any:
         scores = tensor_output(out, rows)
+        if scores.ndim < 2:
+            raise OutputError(
+                f"there is no greatest of one score a row: class scores are [N, K], got {tuple(scores.shape)}"
+            )
         return super().part(torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1), rows)
 
 

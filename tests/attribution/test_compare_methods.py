@@ -261,6 +261,14 @@ BAD = {
     "an unknown metric": (lambda m, x: compare_methods(m, x, 0, [x], ["beauty"]), "must be among deletion, insertion"),
     "a number": (lambda m, x: compare_methods(m, x, 0, {"five": 5}), "attributions, got int"),
     "sensitivity of attributions": (lambda m, x: compare_methods(m, x, 0, {"x": x}, ["sensitivity"]), "give a method"),
+    "a new model for attributions": (
+        lambda m, x: compare_methods(m, x, 0, {"x": x}, ["randomisation"]),
+        "give a method",
+    ),
+    "the class of one score": (
+        lambda m, x: compare_methods(lambda x: x.sum((1, 2, 3)), x, None, {"x": x}, ["road"]),
+        r"\[N, K\]",
+    ),
     "an unknown column": (lambda m, x: compare_methods(m, x, 0, {"x": x}).differences("road"), "must be 'deletion'"),
     "a function's model": (
         lambda m, x: parameter_randomisation(Saliency(lambda x: m(x)), x, target=0),

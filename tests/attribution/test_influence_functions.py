@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from robustx.attribution.influence.ekfac import EKFACInfluence
 from robustx.attribution.influence.functions import ArnoldiInfluenceFunction, NaiveInfluenceFunction
@@ -143,6 +143,14 @@ def test_the_model_is_as_it_was_and_the_checkpoint_is_what_counts(case):
     assert_close(NaiveInfluenceFunction(model, case.data, None, *args[2:]).influence(case.tests), found[0])
 
 
+class Stream(IterableDataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __iter__(self):
+        return iter(self.data)
+
+
 def test_what_cannot_be_asked_is_refused(case, capsys):
     flat = nn.Linear(2, 1).double()
     data = TensorDataset(torch.zeros(3, 2).double(), torch.zeros(3, 1).double())
@@ -155,6 +163,10 @@ def test_what_cannot_be_asked_is_refused(case, capsys):
             kind(flat, data, loss_fn=Squares(), hessian_reg=-1.0)
         function = kind(flat, data, loss_fn=Squares(), show_progress=True)
         assert kind.__name__ in capsys.readouterr().err
+        streamed = DataLoader(Stream(data))  # which has no length
+        assert_close(function.self_influence(streamed), function.self_influence())
+        with pytest.raises(ArgumentError, match="there are no examples"):
+            function.self_influence(DataLoader(TensorDataset(*data[:0])))
         function.influence(data[:1], show_progress=True)
         assert "influence: 100%" in capsys.readouterr().err
         with pytest.raises(ArgumentError, match="self_influence"):

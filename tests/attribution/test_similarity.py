@@ -147,7 +147,7 @@ def test_what_cannot_be_is_refused():
     odd = SimilarityInfluence(model, "3", examples, similarity_metric=lambda a, b: a @ a.T)
     with pytest.raises(ArgumentError, match=r"\[inputs, examples\], here \(2, 1\), got \(2, 2\)"):
         odd.influence(data(2))
-    with pytest.raises(ArgumentError, match="at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="top_k must be a whole number of at least 1, got 0"):
         odd.influence(data(2), top_k=0)
     lstm = nn.Sequential(nn.LSTM(2, 2, batch_first=True))
     with pytest.raises(Exception, match="several tensors|rows for"):

@@ -467,6 +467,11 @@ def test_what_cannot_be_asked_is_refused(case):
         tracin.influence(case.tests[0])
     with pytest.raises(TypeError, match="first of the model's inputs must be a tensor, got list"):
         tracin.influence(([1, 2], torch.tensor([0, 1])))
+    nothing = tuple(t[:0] for t in case.tests)
+    for empty in (nothing, DataLoader(TensorDataset(*nothing))):
+        for ask in (tracin.influence, tracin.self_influence, tracin.compute_intermediate_quantities):
+            with pytest.raises(ArgumentError, match="there are no examples"):
+                ask(empty)
     assert tracin.influence(case.tests, k=99).indices.shape == (4, 7)
 
 

@@ -166,7 +166,7 @@ def loader_of(data: Any, batch_size: int | None) -> DataLoader[Any]:
 def count_of(data: Any) -> int | None:
     """How many examples some inputs hold, as far as that is known."""
     if not isinstance(data, DataLoader):
-        return _length(data[0])
+        return _length(data[0]) if isinstance(data, tuple | list) and data else None
     return len(data.dataset) if isinstance(data.dataset, Sized) else None
 
 
@@ -180,6 +180,7 @@ def groups(data: Any, device: torch.device | None = None, most: float = GROUP) -
 
     Raises:
         TypeError: a batch is no tuple or list of inputs and labels.
+        ValueError: there are no examples.
     """
     held: list[tuple[Any, ...]] = []
     size = 0
@@ -189,6 +190,8 @@ def groups(data: Any, device: torch.device | None = None, most: float = GROUP) -
                 f"a batch must be a tuple of the model's inputs and, last, the labels, got {type(batch).__name__}"
                 + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
             )
+        if isinstance(batch[0], Tensor | Mapping) and not _length(batch[0]):
+            continue
         batch = tuple(tree_map(lambda t: t.detach().to(device) if isinstance(t, Tensor) else t, v) for v in batch)
         weight = sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
         if held and (size + weight > most or not _alike(held[0], batch)):
@@ -196,8 +199,9 @@ def groups(data: Any, device: torch.device | None = None, most: float = GROUP) -
             held, size = [], 0
         held.append(batch)
         size += weight
-    if held:
-        yield _joined(held)
+    if not held:
+        raise ArgumentError("there are no examples: the data set, loader or batch is empty")
+    yield _joined(held)
 
 
 def _length(value: Any) -> int:
@@ -275,17 +279,8 @@ def most_influential(pieces: Iterable[Tensor], k: int, proponents: bool = True) 
 
 
 def gathered(pieces: Iterable[Tensor], k: int | None, proponents: bool) -> Tensor | KMostInfluentialResults:
-    """All scores [M, N] of some pieces [M, n], or with ``k`` the :class:`Best` of them.
-
-    Raises:
-        ValueError: there are no pieces.
-    """
-    if k is not None:
-        return most_influential(pieces, k, proponents)
-    found = list(pieces)
-    if not found:
-        raise ArgumentError("there are no training examples")
-    return torch.cat(found, 1)
+    """All scores [M, N] of some pieces [M, n], or with ``k`` the :class:`Best` of them."""
+    return torch.cat(list(pieces), 1) if k is None else most_influential(pieces, k, proponents)
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -205,7 +205,8 @@ class InfluenceFunctionBase(DataInfluence):
             inputs_dataset: a batch or a loader; None for the training data.
             show_progress: draws a bar of the examples.
         """
-        return torch.cat(list(self._squares(inputs_dataset or self.train_dataloader, show_progress)))
+        data = self.train_dataloader if inputs_dataset is None else inputs_dataset
+        return torch.cat(list(self._squares(data, show_progress)))
 
     @abstractmethod
     def _pieces(self, inputs: Inputs, show: bool) -> Iterator[Tensor]:

@@ -127,6 +127,7 @@ class SimilarityInfluence(DataInfluence):
             additional_forward_args: of the model, for the inputs; examples go through it without.
             load_src_from_disk: False makes the activations of the examples anew.
         """
+        top_k = whole("top_k", top_k, 1)
         tests = self._activations(inputs, additional_forward_args)
         best = [Best(top_k, self.similarity_direction == "max") for _ in self.layers]
         untold: list[list[Tensor]] = [[] for _ in self.layers]

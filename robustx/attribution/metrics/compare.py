@@ -81,15 +81,15 @@ class Trial:
         said, falls = self.everyone.removals
         return said[self.everyone.all.index(self)], falls
 
-    def again(self) -> Callable[..., Any]:
-        """What explains other inputs.
+    def again(self) -> Any:
+        """The method, to explain other inputs or another model.
 
         Raises:
             ArgumentError: attributions were given, and no method.
         """
         if self.method is None:
-            raise ArgumentError("this metric explains other inputs, too: give a method rather than its attributions")
-        return attribute_of(self.method)
+            raise ArgumentError("this metric asks the method again: give a method rather than its attributions")
+        return self.method
 
 
 @dataclass(eq=False)
@@ -138,10 +138,16 @@ METRICS = {
         Metric("faithfulness", lambda t: correlation(*t.removed), high=True),
         Metric("infidelity", _infidelity, high=False),
         Metric("completeness", _complete, high=False),
-        Metric("sensitivity", lambda t: sensitivity_max(t.again(), t.inputs, seed=t.seed, **t.asked), high=False),
+        Metric(
+            "sensitivity",
+            lambda t: sensitivity_max(attribute_of(t.again()), t.inputs, seed=t.seed, **t.asked),
+            high=False,
+        ),
         Metric(
             "randomisation",
-            lambda t: parameter_randomisation(t.method, t.inputs, absolute=True, seed=t.seed, **t.asked).similarity[-1],
+            lambda t: parameter_randomisation(t.again(), t.inputs, absolute=True, seed=t.seed, **t.asked).similarity[
+                -1
+            ],
             high=False,
         ),
         Metric("sparseness", lambda t: sparseness(t.attributions), high=True),
