@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustx.engine.corrections import holm
 from robustx.evaluation import Outcome, Row, compare, curve, distances, moved, share
 from robustx.evaluation.optimality import global_optimality, local_optimality
 from robustx.evaluation.statistics import (
@@ -14,7 +15,6 @@ from robustx.evaluation.statistics import (
     alone,
     cost,
     cumulative,
-    holm,
     median_interval,
     per_class,
     plain,
