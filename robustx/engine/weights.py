@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 
 from .checks import ArgumentError, ArgumentTypeError
 from .memory import out_of_memory
+from .packing import flat
 from .probe import Probe
 from .rules import Ruled, RuleError, mapped, tensors_in
 
@@ -311,7 +312,7 @@ def _own(score: Callable[[dict[str, Tensor]], Tensor], weights: dict[str, Tensor
         own = {name: p.detach().expand(n, *p.shape).requires_grad_() for name, p in weights.items()}
         grads = torch.autograd.grad(score(own), list(own.values()), allow_unused=True)
     found = (torch.zeros_like(p) if t is None else t for t, p in zip(grads, own.values(), strict=True))
-    return {name: Dense(rows.flatten(1)) for name, rows in zip(own, found, strict=True)}
+    return {name: Dense(flat(rows)) for name, rows in zip(own, found, strict=True)}
 
 
 _NORMS = ("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "prelu")
@@ -614,7 +615,7 @@ class Weights:
         """The same, one example at a time."""
         found = [self._alone(probe, row, names) for row in rows.split(1)]
         none = {n: torch.zeros_like(self.parameters[n]) for n in names}
-        return {n: Dense(torch.stack([none[n] if (g := f[n]) is None else g for f in found]).flatten(1)) for n in names}
+        return {n: Dense(flat(torch.stack([none[n] if (g := f[n]) is None else g for f in found]))) for n in names}
 
     def _alone(self, probe: Probe, row: Tensor, names: list[str]) -> dict[str, Tensor | None]:
         """The gradients of one example's score; None where nothing leads from it to the parameter."""

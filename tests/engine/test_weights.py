@@ -173,6 +173,16 @@ CASES = {
         vector,
         ("w",),
     ),
+    "a number": (  # such as a temperature that was learnt
+        lambda: Model(lambda m, x: m.a(x) * m.t.exp(), a=nn.Linear(3, 4), t=nn.Parameter(torch.randn(()))),
+        vector,
+        ("t",),
+    ),
+    "a number, not for all rows at once": (
+        lambda: Model(lambda m, x: m.a(x) * (m.t * m.t.item()), a=nn.Linear(3, 4), t=nn.Parameter(torch.randn(()))),
+        vector,
+        ("t",),
+    ),
     "hidden": (
         lambda: Model(lambda m, x: m.a(Hidden.apply(x, m.w)), w=nn.Parameter(torch.randn(3, 4)), a=nn.Linear(4, 2)),
         vector,
