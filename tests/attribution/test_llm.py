@@ -420,6 +420,8 @@ def test_errors_say_how_to_mend():
     attribution = LLMAttribution(FeatureAblation(model), words)
     with pytest.raises(TypeError, match="attr_method must be one of .*FeatureAblation"):
         LLMAttribution(captum.FeatureAblation(model), words)
+    with pytest.raises(ValueError, match="nothing is left of the prompt"):
+        LLMAttribution(ShapleyValues(model), words).attribute(ours.TextTemplateInput("{} {}", ["the", "cat"]), ANSWER)
     with pytest.raises(TypeError, match="made with the language model itself"):
         LLMAttribution(FeatureAblation(lambda ids: model(ids).logits), words)
     with pytest.raises(ValueError, match="attr_target must be"):

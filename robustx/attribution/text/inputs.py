@@ -335,12 +335,18 @@ def prompt_of(given: Any, tokenizer: Tokenizer) -> Prompt:
 
     Raises:
         TypeError: it is none of the three forms.
+        ValueError: it has no tokens.
     """
     if isinstance(given, str):
         given = tokenizer.encode(given, return_tensors="pt")
     if isinstance(given, Tensor):
-        return {"input_ids": given}
+        given = {"input_ids": given}
     if isinstance(given, Mapping) and "input_ids" in given:
+        if not given["input_ids"].numel():
+            raise ArgumentError(
+                "nothing is left of the prompt without these features, and an answer must follow a token; give them "
+                "baselines, write something around them, or let the tokenizer begin with a token of its own"
+            )
         return dict(given)
     raise ArgumentTypeError(
         f"a prompt must be a text, token ids [1, L] or a mapping with input_ids, got {type(given).__name__}; "
