@@ -86,7 +86,9 @@ def test_activations_are_kept_and_read_while_they_are_those_of_the_model(tmp_pat
         near = SimilarityInfluence(model, ["0", "3"], TensorDataset(examples), tmp_path, "net", batch_size=2)
         return near.influence(x, top_k=3, load_src_from_disk=load)["3"][1], len(calls)
 
+    state = torch.get_rng_state()
     first, many = asked()
+    assert torch.equal(torch.get_rng_state(), state)
     again, few = asked()
     assert torch.equal(first, again)
     assert many - few == 3

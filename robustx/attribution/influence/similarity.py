@@ -1,8 +1,6 @@
 """Similarity: the examples whose activations at a layer are like those of some inputs."""
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +9,11 @@ from warnings import warn
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from ...engine.checks import ArgumentError, ArgumentTypeError, whole
+from ...engine.files import digest, read, write
+from ...engine.guard import untouched
 from ...engine.packing import flat
 from ...engine.weights import layer_of
 from ..gradient import LayerActivation
@@ -127,23 +126,10 @@ class SimilarityInfluence(DataInfluence):
             additional_forward_args: of the model, for the inputs; examples go through it without.
             load_src_from_disk: False makes the activations of the examples anew.
         """
-        top_k = whole("top_k", top_k, 1)
-        tests = self._activations(inputs, additional_forward_args)
-        best = [Best(top_k, self.similarity_direction == "max") for _ in self.layers]
+        best = [Best(whole("top_k", top_k, 1), self.similarity_direction == "max") for _ in self.layers]
         untold: list[list[Tensor]] = [[] for _ in self.layers]
-        seen = 0
-        for examples in self._examples(load_src_from_disk):
-            for i, (test, train) in enumerate(zip(tests, examples, strict=True)):
-                likeness = self.similarity_metric(test, train.to(test.device))
-                if likeness.shape != (len(test), len(train)):
-                    raise ArgumentError(
-                        f"similarity_metric must return [inputs, examples], here {(len(test), len(train))}, "
-                        f"got {tuple(likeness.shape)}"
-                    )
-                best[i].add(likeness)
-                if self.replace_nan is not None:
-                    untold[i].append(_zero_pairs(test, train.to(test.device), seen))
-            seen += len(examples[0])
+        with untouched(self.module):  # a loader draws from the global generator even if it does not shuffle
+            self._compare(self._activations(inputs, additional_forward_args), load_src_from_disk, best, untold)
         found: dict[Any, Any] = {}
         for layer, name, kept, pairs in zip(self.layers, self._names, best, untold, strict=True):
             result = kept.result()
@@ -157,6 +143,22 @@ class SimilarityInfluence(DataInfluence):
                     stacklevel=2,
                 )
         return found
+
+    def _compare(self, tests: list[Tensor], load: bool, best: list[Best], untold: list[list[Tensor]]) -> None:
+        """Adds all examples to the best of each layer, and the pairs that cannot be told."""
+        seen = 0
+        for examples in self._examples(load):
+            for i, (test, train) in enumerate(zip(tests, examples, strict=True)):
+                likeness = self.similarity_metric(test, train.to(test.device))
+                if likeness.shape != (len(test), len(train)):
+                    raise ArgumentError(
+                        f"similarity_metric must return [inputs, examples], here {(len(test), len(train))}, "
+                        f"got {tuple(likeness.shape)}"
+                    )
+                best[i].add(likeness)
+                if self.replace_nan is not None:
+                    untold[i].append(_zero_pairs(test, train.to(test.device), seen))
+            seen += len(examples[0])
 
     def _activations(self, inputs: Any, args: Any = None) -> list[Tensor]:
         found = LayerActivation(self.module, self._modules).attribute(inputs, args)
@@ -179,23 +181,14 @@ class SimilarityInfluence(DataInfluence):
             first = batch[0] if isinstance(batch, tuple | list) else batch
             found = self._activations(tuple(first) if isinstance(first, list) else first)
             if folder:
-                self._write(folder / f"{i}.safetensors", found)
+                write(folder / f"{i}.safetensors", {str(j): t for j, t in enumerate(found)}, {})
             yield found
         if index:
             index.write_text(json.dumps(self._identity))
 
-    def _write(self, file: Path, found: list[Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        partly = file.with_suffix(f".{os.getpid()}")
-        save_file({str(i): t.detach().cpu().contiguous().clone() for i, t in enumerate(found)}, partly)
-        partly.replace(file)
-
     def _read(self, folder: Path) -> Iterator[list[Tensor]]:
-        from safetensors.torch import load_file
-
         for i in range(-(-len(self.influence_src_dataset) // self.batch_size)):  # type: ignore[arg-type]  # it has a length
-            found = load_file(folder / f"{i}.safetensors")
+            found = read(folder / f"{i}.safetensors")
             yield [found[str(j)] for j in range(len(self.layers))]
 
     @property
@@ -204,22 +197,12 @@ class SimilarityInfluence(DataInfluence):
         examples: Any = self.influence_src_dataset
         ends = [examples[i] for i in ((0, len(examples) - 1) if len(examples) else ())]
         return {
-            "weights": _digest(self.module.state_dict()),
+            "weights": digest(self.module.state_dict()),
             "layers": self._names,
             "examples": len(examples),
-            "first and last": _digest(ends),
+            "first and last": digest(ends),
             "batch_size": self.batch_size,
         }
-
-
-def _digest(value: Any) -> str:
-    """A name for all tensors in a value."""
-    found = hashlib.blake2b(digest_size=16)
-    for t in tree_leaves(value):
-        if isinstance(t, Tensor):
-            found.update(f"{t.dtype} {tuple(t.shape)}".encode())
-            found.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _zero_pairs(test: Tensor, train: Tensor, seen: int) -> Tensor:
