@@ -15,7 +15,6 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from robustx import attribution
 from robustx.attribution import (
     CAV,
     TCAV,
@@ -446,7 +445,3 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert holm([]) == []
     assert holm([0.9, 0.9]) == [1.0, 1.0]
-
-
-def test_names_are_captums():
-    assert set(captum.concept.__all__) <= set(vars(attribution))
