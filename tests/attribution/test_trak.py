@@ -162,7 +162,7 @@ def test_what_cannot_be_asked_is_refused():
         TRAK(model, data, margin=log_odds)
     with pytest.raises(ArgumentError, match="projection_dim must be a whole number of at least 4"):
         TRAK(model, data, projection_dim=2)
-    with pytest.raises(ArgumentError, match="dim must be a multiple of 4"):
+    with pytest.raises(ArgumentError, match="projection_dim must be a multiple of 4"):
         TRAK(model, data, projection_dim=6)
     with pytest.raises(OutputError, match=r"margin must be one number for each of .* examples, got \(\d, 2\)"):
         TRAK(model, data, margin=lambda out, y: out, slope=lambda out, y: y)

@@ -67,7 +67,7 @@ class Sketch:
             name: what tells it from others with the same seed.
         """
         if dim % HASHES:
-            raise ArgumentError(f"projection_dim, or dim of a sketch, must be a multiple of {HASHES}, got {dim}")
+            raise ArgumentError(f"projection_dim must be a multiple of {HASHES}, got {dim}")
         (draw,) = Noise(seed, name, [str(size)]).generators()
         block = dim // HASHES
         places = torch.from_numpy(draw.integers(block, size=(HASHES, size))) + block * torch.arange(HASHES)[:, None]
