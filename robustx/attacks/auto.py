@@ -1,7 +1,6 @@
 """AutoAttack: attacks one after the other, each on what still stands."""
 
 import hashlib
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..engine.checks import whole
+from ..engine.files import write
 from ..engine.guard import guarded, modules_of
 from ..engine.probe import Door, Probe
 from ..engine.randomness import Noise
@@ -335,10 +335,6 @@ class _State:
 
     def _save(self, path: Path) -> None:
         """All or nothing: a run that is killed meanwhile leaves the file as it was."""
-        from safetensors.torch import save_file
-
         fallen = (~self.robust & (self.level > 0)).nonzero().squeeze(1)
         held = {"robust": self.robust, "level": self.level, "fallen": fallen, "moved": self.x[fallen]}
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-        save_file({k: v.cpu().contiguous() for k, v in held.items()}, unfinished, {"evaluation": self.mark})
-        os.replace(unfinished, path)
+        write(path, held, {"evaluation": self.mark})

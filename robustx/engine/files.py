@@ -1,10 +1,10 @@
-"""Files: tensors on disk, each file whole or not there; nothing in them can run."""
+"""Files: each whole and on the disk, or not there; of tensors, and nothing in them can run."""
 
 import hashlib
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -12,20 +12,43 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 
-def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Puts tensors by name, and words about them, into a safetensors file; its folder is made if need be.
+def put(path: Path, content: bytes, new: bool = False) -> None:
+    """The file, whole and on the disk, or not at all; its folder is made if need be.
 
     Who reads meanwhile, or after an interruption, finds the file as it was before or as it is afterwards.
-    """
-    from safetensors.torch import save_file
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partly = file.with_name(f".{file.name}.{os.getpid()}.{get_ident()}")
+    Raises:
+        FileExistsError: there is one, and it must be ``new``.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")  # others, elsewhere too, may write the same
     try:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partly, dict(about))
-        partly.replace(file)
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if new and path.exists():
+            raise FileExistsError(f"there is {str(path)!r} already")
+        if new and hasattr(os, "link"):
+            os.link(unfinished, path)  # of two at the same time, one fails
+        else:
+            os.replace(unfinished, path)
     finally:
-        partly.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Puts tensors by name, and words about them, into a safetensors file."""
+    from safetensors.torch import save
+
+    put(file, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, dict(about)))
 
 
 def read(file: Path) -> dict[str, Tensor]:
@@ -43,6 +66,12 @@ def about(file: Path) -> dict[str, str]:
         return dict(opened.metadata() or {})
 
 
+def content(t: Tensor) -> bytes:
+    """The bytes of a tensor's elements, in order."""
+    flat = t.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
 def digest(*values: Any) -> str:
     """A name for all that some values hold: nestings of tensors, and of anything else by its repr.
 
@@ -52,9 +81,8 @@ def digest(*values: Any) -> str:
     found = hashlib.blake2b(digest_size=16)
     for v in tree_leaves(values):
         if isinstance(v, Tensor):
-            t = v.detach().cpu().contiguous()
-            found.update(f"{t.dtype} {tuple(t.shape)} ".encode())
-            found.update(t.flatten().view(torch.uint8).numpy().tobytes())
+            found.update(f"{v.dtype} {tuple(v.shape)} ".encode())
+            found.update(content(v))
         else:
             found.update(f"{v!r} ".encode())
     return found.hexdigest()

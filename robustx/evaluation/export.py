@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine.checks import optional
+from ..engine.files import put
 from .run import Run
-from .store import Store, write
+from .store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +145,7 @@ def export(folder: str | Path, to: str, table: str = "result", out: str | Path |
     """
     content = encoded(folder, to, table)
     path = Path(folder) / f"{table}.{to}" if out is None else Path(out)
-    write(path, content)
+    put(path, content)
     return path
 
 

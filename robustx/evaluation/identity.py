@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import __version__
+from ..engine.files import content
 from ..engine.guard import modules_of
 from ..zoo import Data
 from .spec import Spec
@@ -84,12 +84,6 @@ def surroundings() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
     }
-
-
-def content(t: Tensor) -> bytes:
-    """The bytes of a tensor's elements, in order."""
-    flat = t.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def differences(before: Any, now: Any) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..engine.corrections import holm
+from ..engine.files import put
 from ..zoo import class_name
 from .corruptions import Baseline, summarise_corruptions
 from .optimality import global_optimality
@@ -35,7 +36,7 @@ from .statistics import (
     share,
     steps,
 )
-from .store import Row, Store, Work, read_about, write
+from .store import Row, Store, Work, read_about
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,8 +95,8 @@ class Run:
     def write(self) -> None:
         """Writes ``summary.json`` and ``samples.csv`` into the folder."""
         told = json.dumps(self.summary(), indent=2, ensure_ascii=False)
-        write(self.folder / "summary.json", f"{told}\n".encode())
-        write(self.folder / "samples.csv", self.to_csv().encode())
+        put(self.folder / "summary.json", f"{told}\n".encode())
+        put(self.folder / "samples.csv", self.to_csv().encode())
 
     def seconds(self, model: str) -> dict[str, float]:
         """How long the clean pass, each attack and the explanations of a model took."""
@@ -269,6 +270,8 @@ class Run:
         for m in s["models"] if s["samples"] else []:
             robust = ", ".join(f"{r['value']:.1%} at {r['eps']:g}" for r in m["robust"])
             doubt = "; attacks gave warnings, see summary()" if m["warnings"] else ""
+            if "soundness" in m:
+                doubt = f"; the evaluation is {m['soundness']['verdict']}"
             lines.append(f"  {m['name']:{wide}}  clean {m['clean']['value']:.1%}; robust {robust}{doubt}")
         return "\n".join(lines)
 

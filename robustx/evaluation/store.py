@@ -14,9 +14,7 @@ file of another; done twice, a block is the same.
 import contextlib
 import hashlib
 import json
-import os
 import re
-import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
+from ..engine.files import put
 from .identity import differences, surroundings
 
 FORMAT = 2
@@ -146,7 +145,7 @@ class Store:
         told = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         if not names:
             with contextlib.suppress(FileExistsError):  # another writer of the run came first
-                write(folder / "run.json", told, new=True)
+                put(folder / "run.json", told, new=True)
         found = differences({k: read_about(folder).get(k) for k in identity}, dict(identity))
         if found:
             found = [d for d in found if not d.startswith("spec_sha256")] or found
@@ -227,7 +226,7 @@ class Store:
     ) -> None:
         assert self._name is not None, "opened for reading"
         file = self._file(work)
-        write(self.folder / file, content)
+        put(self.folder / file, content)
         about = (file, len(content), hashlib.sha256(content).hexdigest(), notes, seconds, micro_batch)
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO block VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*work, *about))
@@ -368,36 +367,6 @@ def read_about(folder: Path) -> dict[str, Any]:
     if form != FORMAT:
         raise ValueError(f"{str(path)!r} has format {form}, and this version of robustx reads format {FORMAT}")
     return about
-
-
-def write(path: Path, content: bytes, new: bool = False) -> None:
-    """The file, whole and on the disk, or not at all.
-
-    Raises:
-        FileExistsError: there is one, and it must be ``new``.
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")  # others, elsewhere too, may write the same
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if new and path.exists():
-            raise FileExistsError(f"there is {str(path)!r} already")
-        if new and hasattr(os, "link"):
-            os.link(unfinished, path)  # of two at the same time, one fails
-        else:
-            os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def slug(name: str) -> str:

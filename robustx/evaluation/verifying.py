@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..engine.packing import flat
+from ..engine.progress import progress
 from ..perturb.goals import margin
 from ..perturb.norms import norm_of
 from .block import Block, Finished, clean_block, logits_of, standing, trials
@@ -165,8 +166,11 @@ def verify(
                 audit.of("file", work, None, work in done, "finished", "not there, or not as long as it was")
             for work in sorted(done.difference(works)):
                 audit.of("row", work, None, False, f"block {work.block}", "no part of the run")
-            for work in _progress([w for w in works if w in done], show_progress):
-                _part(audit, store, job, work, again)
+            here = [w for w in works if w in done]
+            with progress(len(here), "verify", show_progress, unit="part") as tell:
+                for work in here:
+                    _part(audit, store, job, work, again)
+                    tell(1)
             _copies(audit, store)
             _statistics(audit, run)
     left = sum(w not in done for w in works)
@@ -443,12 +447,3 @@ def _leaves(value: Any) -> int:
     if isinstance(value, dict | list):
         return sum(map(_leaves, value.values() if isinstance(value, dict) else value))
     return 1
-
-
-def _progress(works: list[Work], show: bool) -> Iterable[Work]:
-    if not show:
-        return works
-    from tqdm.auto import tqdm
-
-    bar: Iterable[Work] = tqdm(works, desc="verify", unit="part", dynamic_ncols=True)
-    return bar

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.files import content
 from ..engine.guard import modules_of
 from ..engine.memory import out_of_memory, shortages
 from ..engine.probe import ModelError
@@ -27,7 +28,7 @@ from .callbacks import Bars, Callback, Step, tell
 from .certified import bound_block
 from .corruptions import corrupted, corruption_block
 from .explanations import centre, explain, instructive
-from .identity import content, identity
+from .identity import identity
 from .plan import closing, parts, plan, positions
 from .run import Run
 from .soundness import soundness_of

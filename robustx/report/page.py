@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
+from ..engine.files import put
 from ..evaluation.run import Run
 from ..evaluation.spec import BOUND, CORRUPTION
 from ..evaluation.statistics import Outcome, moved
-from ..evaluation.store import write as write_file
 from ..zoo import class_name
 from . import figures, pictures, words
 
@@ -45,7 +45,7 @@ def write(run: Run | str | Path, form: Form = "html", out: str | Path | None = N
     """
     run = run if isinstance(run, Run) else Run(run)
     path = run.folder / f"report.{form}" if out is None else Path(out)
-    write_file(path, render(run, form).encode())
+    put(path, render(run, form).encode())
     return path
 
 

@@ -6,9 +6,10 @@ import sqlite3
 import pytest
 import torch
 
+from robustx.engine.files import put
 from robustx.evaluation import Row, Store, Work
 from robustx.evaluation.identity import describe_model, differences
-from robustx.evaluation.store import slug, write
+from robustx.evaluation.store import slug
 
 IDENTITY = {"spec": {"eps": [0.1], "block_size": 8}, "spec_sha256": "x", "models": {"m": {"sha256": "1"}}}
 SAMPLES = [(7, "aa", 0), (9, "bb", 1)]
@@ -176,10 +177,10 @@ def test_run_json_is_never_changed(store):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file"
-    write(path, b"one")
+    put(path, b"one")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
-        write(path, b"two")
+        put(path, b"two")
     assert path.read_bytes() == b"one"
 
 
