@@ -5,8 +5,8 @@
 For the embedded models, and for two ReLU networks on digits whose least distances are known (mixed-integer programmes,
 in L1 and Linf): the median radius that intervals and CROWN certify, the exact distance where it is known, and the
 distance at which the attack FMN finds another class, of samples that the model gets right; rows forward and backward
-for each, and processor seconds. Certified <= exact <= attacked is checked for each sample. Last, randomised smoothing
-(of the model under noise, which is another one) with 10 000 draws.
+for each, and processor seconds. Certified <= exact and certified <= attacked is checked for each sample. Last,
+randomised smoothing (of the model under noise, which is another one) with 10 000 draws.
 """
 
 import argparse

@@ -124,7 +124,7 @@ examples:
 NAME stands for all embedded models that are made for these data; SPEC is a .toml or .json file that says everything,
 and options win over it. A run is a folder: the report, the numbers, and every adversarial example. Interrupted or
 killed, it keeps each block of samples that was finished, and the same command goes on from there. Exit code 1 says
-that a model is less robust than --require.
+that a model is less robust than --require, or that its evaluation is INVALID.
 """,
         "[NAME|SPEC]",
     )

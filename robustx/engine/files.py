@@ -1,4 +1,4 @@
-"""Files: each whole and on the disk, or not there; of tensors, and nothing in them can run."""
+"""Files: each whole or not there; of tensors, and nothing in them can run."""
 
 import hashlib
 import os
@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 
-def put(path: Path, content: bytes, new: bool = False) -> None:
+def put(path: Path, content: bytes, new: bool = False, sync: bool = True) -> None:
     """The file, whole and on the disk, or not at all; its folder is made if need be.
 
-    Who reads meanwhile, or after an interruption, finds the file as it was before or as it is afterwards.
+    Who reads meanwhile, or after an interruption, finds the file as it was before or as it is afterwards. With ``sync``
+    that holds when the power fails, too; what can be made again does without.
 
     Raises:
         FileExistsError: there is one, and it must be ``new``.
@@ -27,7 +28,8 @@ def put(path: Path, content: bytes, new: bool = False) -> None:
         with open(unfinished, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         if new and path.exists():
             raise FileExistsError(f"there is {str(path)!r} already")
         if new and hasattr(os, "link"):
@@ -36,7 +38,7 @@ def put(path: Path, content: bytes, new: bool = False) -> None:
             os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if sync and os.name == "posix":  # elsewhere a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -45,10 +47,10 @@ def put(path: Path, content: bytes, new: bool = False) -> None:
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Puts tensors by name, and words about them, into a safetensors file."""
+    """Puts tensors by name, and words about them, into a safetensors file, as :func:`put` does without ``sync``."""
     from safetensors.torch import save
 
-    put(file, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, dict(about)))
+    put(file, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, dict(about)), sync=False)
 
 
 def read(file: Path) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Evaluation: how robust models are, measured block by block into a run folder. See :func:`evaluate`.
 
 A run is a :class:`Spec` and a folder. The folder holds ``run.json`` (what was run: the specification, fingerprints
-of models and data, versions), ``results.sqlite`` (a row per sample, attack and budget), ``tensors/`` (adversarial
-examples, block by block), and at the end ``summary.json``, ``samples.csv`` and the report.
+of models and data, versions), ``results-*.sqlite`` (a row per sample, attack and budget; one file per process),
+``tensors/`` (adversarial examples, block by block), and at the end ``summary.json``, ``samples.csv`` and the report.
 """
 
 from .block import Block, Finished, attack_block, clean_block

@@ -115,7 +115,7 @@ class Leads:
 
     def _least(self, region: Region, rows: Tensor, score: Below, stage: Any) -> Tensor:
         """The least of each line in its region [N, T]."""
-        f = self._probe((self.x, torch.ones_like(self.x[:, :1].flatten(1)[:, 0])), score, ("least", stage))
+        f = self._probe((self.x, self.x.new_ones(len(self.x))), score, ("least", stage))
         f, point = f.copies(rows[score.place], score), f.point
         found = []
         for part, value, g in f.grads(

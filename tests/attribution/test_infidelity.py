@@ -223,3 +223,16 @@ def test_keyed_draws_leave_the_generators_alone_and_others_move_them(net):
     with pytest.raises(RuntimeError, match="no more"):
         infidelity(model, failing, x, x, target=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_inputs_by_name_are_moved_by_default_and_what_comes_back_must_fit():
+    x = {"a": torch.rand(3, 4), "b": torch.rand(3, 2)}
+
+    def explained(inputs):
+        return tuple(t.square() for t in inputs.values())
+
+    assert (sensitivity_max(explained, x) > 0).all()
+    with pytest.raises(ValueError, match="perturbed inputs must be shaped like the inputs"):
+        sensitivity_max(lambda t: t, torch.rand(3, 4), lambda t: t[:1])
+    with pytest.raises(ValueError, match="max_examples_per_batch must be a whole number"):
+        sensitivity_max(lambda t: t, torch.rand(3, 4), max_examples_per_batch=-1)

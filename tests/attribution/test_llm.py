@@ -497,3 +497,12 @@ class _Ids(InterpretableInput):
 
     def to_model_input(self, perturbed_tensor=None):
         return {"input_ids": torch.tensor([[1, 2]])}
+
+
+def test_prompts_that_differ_in_a_number_are_not_the_same():
+    from robustx.attribution.text.language import Row
+
+    ids, target = torch.tensor([[3, 1]]), torch.tensor([4])
+    one, again, other = (Row({"input_ids": ids, "scale": scale}, target) for scale in (1.0, 1.0, 3.0))
+    assert one.key == again.key != other.key
+    assert one.key != Row({"input_ids": ids}, target).key != Row({"input_ids": ids}, torch.tensor([5])).key

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.checks import ArgumentError, ArgumentTypeError
+from ...engine.files import about, read
 from ...engine.guard import untouched
 
 
@@ -49,9 +50,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Any) -> float:
         FileNotFoundError: there is no such file.
     """
     state, rate = _opened(checkpoint)
-    ours, theirs = (
-        "module." if all(n.startswith("module.") for n in names) else "" for names in (model.state_dict(), state)
-    )
+    ours, theirs = _prefix(model.state_dict()), _prefix(state)
     try:
         model.load_state_dict({ours + n.removeprefix(theirs): t for n, t in state.items()})
     except RuntimeError as error:
@@ -61,7 +60,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Any) -> float:
     return rate
 
 
-def _prefix(state: Mapping[str, Tensor]) -> str:
+def _prefix(state: Mapping[str, Any]) -> str:
     return "module." if all(name.startswith("module.") for name in state) else ""
 
 
@@ -90,12 +89,10 @@ def _opened(checkpoint: Any) -> tuple[Mapping[str, Tensor], float]:
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as opened:
-            rate = (opened.metadata() or {}).get("learning_rate", 1.0)
-            return {"learning_rate": rate, "state_dict": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118  # no mapping
+        return {"learning_rate": about(path).get("learning_rate", 1.0), "state_dict": read(path)}
     except SafetensorError as error:
         raise ArgumentError(f"{str(path)!r} is not a whole safetensors file ({error}); save it anew") from None
 

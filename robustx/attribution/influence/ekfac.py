@@ -52,7 +52,7 @@ def output_roots(losses: Score, out: Tensor, rows: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((h + h.mT) / 2)
     noise = h.shape[1] * torch.finfo(h.dtype).eps * values[:, -1:]
     values = torch.where(values > noise, values, 0.0)  # no way back for what is zero but for rounding
-    roots: Tensor = (vectors * values.clamp_min(0).sqrt()[:, None]).flip(2)
+    roots: Tensor = (vectors * values.sqrt()[:, None]).flip(2)
     if len(out) and not roots.any():
         raise ArgumentError(
             "the loss is nowhere curved in the model's outputs, so there is no Gauss-Newton matrix; let the model "
@@ -171,12 +171,12 @@ def kronecker(passes: Callable[[], Iterator[list[Outer]]]) -> list[Kronecker]:
 
 
 def _summed(batches: Iterable[list[Tensor]]) -> list[Tensor]:
-    whole: list[Tensor] = []
+    total: list[Tensor] = []
     for one in batches:
-        whole = [s + t for s, t in zip(whole, one, strict=True)] if whole else one
-    if not whole:
+        total = [s + t for s, t in zip(total, one, strict=True)] if total else one
+    if not total:
         raise ArgumentError("there are no examples to take the curvature of")
-    return whole
+    return total
 
 
 def _moment(factor: Tensor) -> Tensor:

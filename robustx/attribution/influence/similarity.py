@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...engine.checks import ArgumentError, ArgumentTypeError, whole
-from ...engine.files import digest, read, write
+from ...engine.files import digest, put, read, write
 from ...engine.guard import untouched
 from ...engine.packing import flat
 from ...engine.weights import layer_of
@@ -171,11 +171,11 @@ class SimilarityInfluence(DataInfluence):
         """Activations of the examples, batch by batch, one tensor for each layer."""
         folder = None if self.activation_dir is None else Path(self.activation_dir) / self.model_id / "src"
         index = folder and folder / "index.json"
-        if index and load and index.is_file() and json.loads(index.read_text()) == self._identity:
+        identity = self._identity if index else {}
+        if index and load and index.is_file() and json.loads(index.read_text()) == identity:
             yield from self._read(index.parent)
             return
         if index:
-            index.parent.mkdir(parents=True, exist_ok=True)
             index.unlink(missing_ok=True)  # what is half written is never read
         for i, batch in enumerate(DataLoader(self.influence_src_dataset, self.batch_size, shuffle=False)):
             first = batch[0] if isinstance(batch, tuple | list) else batch
@@ -184,7 +184,7 @@ class SimilarityInfluence(DataInfluence):
                 write(folder / f"{i}.safetensors", {str(j): t for j, t in enumerate(found)}, {})
             yield found
         if index:
-            index.write_text(json.dumps(self._identity))
+            put(index, json.dumps(identity).encode())
 
     def _read(self, folder: Path) -> Iterator[list[Tensor]]:
         for i in range(-(-len(self.influence_src_dataset) // self.batch_size)):  # type: ignore[arg-type]  # it has a length

@@ -86,6 +86,10 @@ class ConjugateGradients:
     tol: float = 1e-5
     steps: int = 500
 
+    def __post_init__(self) -> None:
+        at_least("tol", self.tol, 0)
+        whole("steps", self.steps, 1)
+
     def __call__(self, product: Product, estimate: Callable[[Tensor, int], Tensor], b: Tensor) -> Tensor:
         return conjugate_gradients(product, b, self.tol, self.steps)
 
@@ -104,6 +108,9 @@ class LiSSA:
 
     steps: int = 1000
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 1)
 
     def __call__(self, product: Product, estimate: Callable[[Tensor, int], Tensor], b: Tensor) -> Tensor:
         scale = self.scale

@@ -336,12 +336,12 @@ def compare_methods(
 
 def attribute_of(method: Any) -> Callable[..., Any]:
     """What is called with inputs: ``attribute`` of an object, or a function itself."""
-    found = getattr(method, "attribute", method)
+    found: Callable[..., Any] = getattr(method, "attribute", method)
     if not callable(found):
         raise ArgumentTypeError(
             f"methods must have attribute, be functions or attributions, got {type(method).__name__}"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _named(methods: Mapping[str, Any] | Sequence[Any]) -> Iterator[tuple[str, Any]]:

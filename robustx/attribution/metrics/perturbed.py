@@ -181,7 +181,8 @@ def _parts(given: Any, names: tuple[str, ...] | None) -> tuple[Any, ...]:
 
 def default_perturb_func(inputs: Any, perturb_radius: float = 0.02) -> Tensors:
     """Each element moved by up to ``perturb_radius``, uniformly, by torch's global generator; always a tuple."""
-    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    given = inputs.values() if isinstance(inputs, Mapping) else inputs
+    tensors = (given,) if isinstance(given, Tensor) else tuple(given)
     return tuple(t + torch.empty(t.shape).uniform_(-perturb_radius, perturb_radius).to(t) for t in tensors)
 
 
@@ -238,7 +239,8 @@ def sensitivity_max(
         raise ArgumentError("seed is for the default perturbations; draw your own from a generator of your own")
     door = Door.open(inputs)
     b = len(door.inputs[0])
-    each = n if max_examples_per_batch is None else min(max(max_examples_per_batch // max(b, 1), 1), n)
+    limit = n * b if max_examples_per_batch is None else whole("max_examples_per_batch", max_examples_per_batch, 1)
+    each = min(max(limit // max(b, 1), 1), n)
     with undrawn_on_error():
         start = _explained(explanation_func, door.out(door.inputs), kwargs)
         size = torch.linalg.vector_norm(start, order, 1)
@@ -251,8 +253,7 @@ def sensitivity_max(
                 moved = perturb_func(*takes[: min(len(signature(perturb_func).parameters), 2)])
             else:
                 moved = _moved(copies, perturb_radius, seed, first, count, door)
-            moved = by_name(moved, door.names, "perturbed inputs")
-            moved = (moved,) if isinstance(moved, Tensor) else tuple(moved)
+            moved = _shaped("perturbed inputs", moved, door, copies)
             repeated = {k: _repeated(v, b, count) if k in EXAMPLE_WISE else v for k, v in kwargs.items()}
             there = _explained(explanation_func, _in_form(moved, door), repeated)
             way = torch.linalg.vector_norm(there - start.repeat_interleave(count, 0), order, 1)

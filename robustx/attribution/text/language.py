@@ -1,6 +1,5 @@
 """Language models, as log probabilities of given tokens after given prompts."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ...engine.files import digest
 from ...engine.memory import Pace, unweighed
 from ...engine.probe import ModelError
 from .inputs import Prompt
@@ -42,17 +42,9 @@ class Row:
         return [*self.prompt["input_ids"][0].tolist(), *self.target[:-1].tolist()]
 
     @cached_property
-    def key(self) -> bytes:
+    def key(self) -> str:
         """The same for the same prompt and target alone."""
-        told = hashlib.blake2b()
-        for name, t in sorted(self._told.items()):
-            told.update(f"{name} {t.dtype} {tuple(t.shape)} ".encode())
-            told.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return told.digest()
-
-    @property
-    def _told(self) -> dict[str, Tensor]:
-        return {**{k: v for k, v in self.prompt.items() if isinstance(v, Tensor)}, "target": self.target}
+        return digest(sorted(self.prompt.items()), self.target)
 
     @cached_property
     def plain(self) -> bool:
@@ -125,7 +117,7 @@ class Continuations:
     pace: Pace = field(default_factory=Pace)
     pads: bool = True
     checked: dict[tuple[bool, bool], int] = field(default_factory=dict)  # up to how many tokens caches, pads are exact
-    known: dict[bytes, Tensor] = field(default_factory=dict)  # what was asked already
+    known: dict[str, Tensor] = field(default_factory=dict)  # what was asked already
     eps: float = 0.0  # of the model's numbers
 
     def __post_init__(self) -> None:

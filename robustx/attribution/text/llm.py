@@ -253,7 +253,7 @@ class LLMAttribution(BaseLLMAttribution):
             raise ArgumentError(f"attr_target must be 'log_prob' or 'prob', got {attr_target!r}")
         self.attr_target = attr_target
 
-    def attribute(  # type: ignore[override]  # likewise
+    def attribute(  # type: ignore[override]  # Captum's arguments
         self,
         inp: InterpretableInput | Sequence[InterpretableInput],
         target: Answer | Sequence[Answer] = None,
@@ -427,7 +427,7 @@ class LLMGradientAttribution(BaseLLMAttribution):
     SUPPORTED_METHODS = (LayerIntegratedGradients, LayerGradientXActivation, LayerGradientShap)
     SUPPORTED_INPUTS = (TextTokenInput,)
 
-    def attribute(  # type: ignore[override]  # likewise
+    def attribute(  # type: ignore[override]  # Captum's arguments
         self,
         inp: TextTokenInput | Sequence[TextTokenInput],
         target: Answer | Sequence[Answer] = None,

@@ -63,7 +63,6 @@ class VLLMProvider(RemoteLLMProvider):
         """What the model makes of a prompt; ``gen_args`` are the server's, or ``max_new_tokens`` and ``do_sample``."""
         options = {k: v for k, v in gen_args.items() if v is not None}
         options.setdefault("max_tokens", options.pop("max_new_tokens", 25))
-        options.pop("max_new_tokens", None)
         if options.pop("do_sample", True) is False:
             options.setdefault("temperature", 0.0)
         return str(self._choice(prompt=prompt, **options).text)
